@@ -1,0 +1,131 @@
+"""A resolved cluster: configuration plus the profiles it names, as the arrays that engines and views need."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitgym import profile as profiles
+from splitgym.config import ClusterConfig
+from splitgym.errors import ConfigError, TraceError
+from splitgym.profile import Profile, ProfileTables, stack_tables
+from splitgym.trace import Trace
+from splitgym.types import Pool, to_ns
+from splitgym.view import ClusterRules, ClusterView, empty_view
+
+_NEVER_OVERLAP = 1 << 62
+_POOL = {"prompt": Pool.PROMPT, "token": Pool.TOKEN, "mixed": Pool.MIXED}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """M machines of one model. Build with `Cluster.resolve`."""
+
+    config: ClusterConfig
+    rows: tuple[Profile, ...]
+    """Profiles of the machine types; row 0 is the reference machine of the slowdowns."""
+    machine_row: NDArray[np.int64]  # (M,) row of each machine
+
+    @classmethod
+    def resolve(cls, config: ClusterConfig) -> "Cluster":
+        """Load the profiles that `config` names.
+
+        Raises:
+            ProfileError: no such profile, or the model does not fit the machine.
+        """
+        slo = config.slo
+        rows = [profiles.load(config.model, slo.reference_machine, slo.reference_tensor_parallel)]
+        machine_row: list[int] = []
+        for group in config.machines:
+            found = profiles.load(config.model, group.machine, group.tensor_parallel)
+            if found not in rows[1:]:
+                rows.append(found)
+            machine_row += [rows.index(found, 1)] * group.count
+        if config.batching.max_tasks > 512:
+            raise ConfigError(f"batching.max_tasks is {config.batching.max_tasks}: profiles reach 512")
+        return cls(config, tuple(rows), np.array(machine_row, np.int64))
+
+    @property
+    def num_machines(self) -> int:
+        return len(self.machine_row)
+
+    def profile_of(self, machine: int) -> Profile:
+        """Profile of one machine."""
+        return self.rows[self.machine_row[machine]]
+
+    @cached_property
+    def tables(self) -> ProfileTables:
+        """Times of all rows."""
+        return stack_tables(self.rows)
+
+    @cached_property
+    def home_pools(self) -> NDArray[np.int64]:
+        """(M,) `Pool` at the start."""
+        return np.array([_POOL[g.pool] for g in self.config.machines for _ in range(g.count)], np.int64)
+
+    @cached_property
+    def kv_capacity_tokens(self) -> NDArray[np.int64]:
+        """(M,) tokens of KV cache that fit beside the weights."""
+        return np.array([self.profile_of(m).kv_capacity_tokens for m in range(self.num_machines)], np.int64)
+
+    @cached_property
+    def link_bytes_per_s(self) -> NDArray[np.int64]:
+        """(M,) NIC bandwidth: a machine's InfiniBand links in parallel, unless the configuration replaces it."""
+        own = self.config.transfer.bandwidth_bytes_per_s
+        machines = range(self.num_machines)
+        return np.array([own or self.profile_of(m).machine.network_bytes_per_s for m in machines], np.int64)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return self.rows[1].kv_bytes_per_token
+
+    @property
+    def cost_per_hour(self) -> float:
+        """Of the whole cluster, in the profiles' currency."""
+        return float(sum(self.profile_of(m).machine.cost_per_hour for m in range(self.num_machines)))
+
+    def view(self) -> ClusterView:
+        """A fresh view of the idle cluster."""
+        transfer = self.config.transfer
+        constants = [
+            to_ns(self.profile_of(m).machine.kv_overlap_constant_s) for m in range(self.num_machines)
+        ]
+        return empty_view(
+            self.machine_row,
+            self.kv_capacity_tokens,
+            self.link_bytes_per_s,
+            np.array(constants, np.int64),
+            self.home_pools,
+            self.tables,
+            ClusterRules(
+                max_prompt_tokens=self.config.batching.max_prompt_tokens,
+                max_tasks=self.config.batching.max_tasks,
+                kv_bytes_per_token=self.kv_bytes_per_token,
+                overlap_min_tokens=transfer.overlap_min_tokens
+                if transfer.mode == "layerwise"
+                else _NEVER_OVERLAP,
+                ttft_slo=self.config.slo.ttft_slowdown,
+                tbt_slo=self.config.slo.tbt_slowdown,
+            ),
+        )
+
+    def check(self, trace: Trace) -> None:
+        """Refuse a trace with a request that can never fit a machine.
+
+        A scheduler may send any request to any machine without knowing its output, so each must fit the
+        smallest one.
+
+        Raises:
+            TraceError: names the first such row and the machine.
+        """
+        need = trace.prompt_tokens.astype(np.int64) + trace.output_tokens
+        smallest = int(self.kv_capacity_tokens.argmin())
+        capacity = int(self.kv_capacity_tokens[smallest])
+        too_large = np.flatnonzero(need > capacity)
+        if len(too_large):
+            row = int(too_large[0])
+            raise TraceError(
+                f"trace {trace.name!r}, row {row}: {need[row]} tokens of KV cache never fit machine {smallest} "
+                f"({self.profile_of(smallest).machine.name}, {capacity} tokens); drop the row or use a larger machine"
+            )
