@@ -71,7 +71,7 @@ class Cluster:
 
     @cached_property
     def link_bytes_per_s(self) -> NDArray[np.int64]:
-        """(M,) NIC bandwidth: a machine's InfiniBand links in parallel, unless the configuration replaces it."""
+        """(M,) NIC bandwidth: a machine's InfiniBand links in parallel, or what the configuration says."""
         own = self.config.transfer.bandwidth_bytes_per_s
         machines = range(self.num_machines)
         return np.array([own or self.profile_of(m).machine.network_bytes_per_s for m in machines], np.int64)
@@ -126,6 +126,7 @@ class Cluster:
         if len(too_large):
             row = int(too_large[0])
             raise TraceError(
-                f"trace {trace.name!r}, row {row}: {need[row]} tokens of KV cache never fit machine {smallest} "
-                f"({self.profile_of(smallest).machine.name}, {capacity} tokens); drop the row or use a larger machine"
+                f"trace {trace.name!r}, row {row}: {need[row]} tokens of KV cache never fit machine "
+                f"{smallest} ({self.profile_of(smallest).machine.name}, {capacity} tokens); "
+                "drop the row or use a larger machine"
             )

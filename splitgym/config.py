@@ -64,7 +64,7 @@ class Fault:
 
 @dataclass(frozen=True, config=STRICT)
 class SloConfig:
-    """A request is good when its slowdowns (against itself alone on the reference machine) are within these."""
+    """A request is good when its slowdowns (against itself alone on the reference) are within these."""
 
     ttft_slowdown: float = Field(default=3.0, gt=0)
     tbt_slowdown: float = Field(default=1.5, gt=0)

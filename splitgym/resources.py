@@ -22,7 +22,7 @@ def shipped(kind: str) -> Path:
 
 
 def data_folder() -> Path | None:
-    """The folder named by `SPLITGYM_DATA`, where originals (Azure traces, measurements) are looked for first."""
+    """The folder named by `SPLITGYM_DATA`: originals (traces, measurements) are looked for there first."""
     name = os.environ.get("SPLITGYM_DATA")
     return Path(name) if name else None
 

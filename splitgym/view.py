@@ -41,7 +41,7 @@ class ClusterRules(NamedTuple):
 
 
 class ClusterView(NamedTuple):
-    """Arrays over the M machines of a cluster, plus a few cluster-wide ones. Mutated in place by its owner."""
+    """Arrays over the M machines of a cluster and a few cluster-wide ones. Mutated in place by its owner."""
 
     # Fixed for a run.
     machine_row: Ints  # (M,) machine type: row of `tables`

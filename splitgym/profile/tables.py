@@ -3,9 +3,9 @@
 Both engines, every scheduler and the observation call these functions, so they agree to the nanosecond.
 Only integer arithmetic and one float product are used: the result is the same on every machine.
 
-A token iteration's length is kept in *ticks* of 2**-16 ns. A machine carries the fraction of a nanosecond from
-iteration to iteration, so k iterations in one jump end exactly where k single ones do although each is a little
-longer than the one before (the context grows).
+A token iteration's length is kept in *ticks* of 2**-16 ns. A machine carries the fraction of a nanosecond
+from iteration to iteration, so k iterations in one jump end exactly where k single ones do although each is a
+little longer than the one before (the context grows).
 """
 
 from typing import NamedTuple
@@ -26,12 +26,12 @@ class ProfileTables(NamedTuple):
     prompt_knots: NDArray[np.int64]  # (K,) knots in use, at least 2
     token_base: NDArray[np.int64]  # (K, B + 1) ticks of a token iteration by batch size, at context 0
     token_slope: NDArray[np.int64]  # (K, B + 1) ticks per context token of the whole batch
-    mixed_factor: NDArray[np.float64]  # (K,) a batch of both kinds costs the prompt time of its tokens times this
+    mixed_factor: NDArray[np.float64]  # (K,) a batch of both kinds costs this times its prompt time
 
 
 @numba.njit(cache=True)
 def prompt_time_ns(tables, row, tokens):
-    """Time of an iteration over prompts of `tokens` tokens in all [ns]: piecewise linear, extrapolated linearly.
+    """Time of an iteration over prompts of `tokens` tokens in all [ns]: piecewise linear, and so beyond.
 
     Args:
         tables: `ProfileTables`.

@@ -13,8 +13,8 @@ class Engine(Protocol):
     """A simulator of one cluster.
 
     Made with a `Cluster` and two schedulers. Where a scheduler is None, the engine stops and asks: for
-    `routing`, at every arrival (and when a failure makes a request start again); for `sizing`, at every control
-    tick. With both given, one call of `run_until_decision` runs to the end.
+    `routing`, at every arrival (and when a failure makes a request start again); for `sizing`, at every
+    control tick. With both given, one call of `run_until_decision` runs to the end.
     """
 
     cluster: Cluster

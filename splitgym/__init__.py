@@ -1,0 +1,3 @@
+"""splitgym: learn the scheduler of a Splitwise-style LLM inference cluster."""
+
+__version__ = "0.1.0"
