@@ -1,0 +1,30 @@
+"""The simulator: engines behind one small interface."""
+
+from splitgym.cluster import Cluster
+from splitgym.errors import ConfigError
+from splitgym.schedulers.protocol import RoutingScheduler, SizingScheduler
+from splitgym.sim.engine import Engine
+from splitgym.sim.outcomes import NEVER, TIMELINE_FIELDS, Outcomes
+
+ENGINES = ("simpy",)
+
+
+def make_engine(
+    cluster: Cluster,
+    routing: RoutingScheduler | None = None,
+    sizing: SizingScheduler | None = None,
+    engine: str = "simpy",
+) -> Engine:
+    """An engine by name; see `splitgym.sim.engine.Engine` for what None means.
+
+    Raises:
+        ConfigError: no engine of that name.
+    """
+    if engine == "simpy":
+        from splitgym.sim.simpy_engine import SimpyEngine
+
+        return SimpyEngine(cluster, routing, sizing)
+    raise ConfigError(f"engine {engine!r} does not exist: choose one of {', '.join(ENGINES)}")
+
+
+__all__ = ["ENGINES", "NEVER", "TIMELINE_FIELDS", "Engine", "Outcomes", "make_engine"]

@@ -51,6 +51,8 @@ class Outcomes:
     decision_id: Ints  # (N,) the routing decision that placed it
     attempts: Ints  # (N,) routings
     preemptions: Ints  # (N,) times its KV cache was dropped to free memory
+    prompts_computed: Ints  # (N,) prompt computations that ended, recomputations included
+    lost_tokens: Ints  # (N,) output tokens computed in attempts that were cut short
     finish_order: list[int]  # request ids in the order in which they completed
     energy_j: NDArray[np.float64]  # (M,)
     busy_ns: Ints  # (M,) time in iterations
@@ -88,6 +90,8 @@ class Outcomes:
             decision_id=never(),
             attempts=zeros(n),
             preemptions=zeros(n),
+            prompts_computed=zeros(n),
+            lost_tokens=zeros(n),
             finish_order=[],
             energy_j=np.zeros(num_machines),
             busy_ns=zeros(num_machines),

@@ -1,0 +1,152 @@
+"""Keeps the `ClusterView` true: writes what changed since the last decision, and nothing else."""
+
+from splitgym.errors import ActionError
+from splitgym.profile.tables import TICK_BITS, mixed_time_ns, prompt_time_ns, token_time_ticks
+from splitgym.sim.machine import Iteration, Machine
+from splitgym.sim.network import Network
+from splitgym.sim.pools import present_pool
+from splitgym.types import Pool
+from splitgym.view import SHARE_TIME_CONSTANT_NS, ClusterView
+
+_TICK_MASK = (1 << TICK_BITS) - 1
+
+
+class Visibility:
+    """What schedulers see of the machines, and the profile's predictions that both need.
+
+    Args:
+        view: filled by `refresh`.
+        machines, home: (M,) the cluster's state.
+        network: transfers in flight.
+        confine: restrict each phase to its own and the mixed pool.
+    """
+
+    def __init__(
+        self,
+        view: ClusterView,
+        machines: list[Machine],
+        home: list[Pool],
+        network: Network,
+        confine: bool,
+    ):
+        self.view = view
+        self._machines = machines
+        self._home = home
+        self._network = network
+        self._confine = confine
+        self._rows = view.machine_row.tolist()
+        self._dirty = set(range(len(machines)))
+        self._alone_ns: dict[tuple[int, int], int] = {}
+        self._share = [0.0] * len(machines)
+        self._share_at_ns = [0] * len(machines)
+        self.can_route = True
+
+    def changed(self, *machines: int) -> None:
+        """These machines differ from what the view shows."""
+        self._dirty.update(machines)
+
+    # ---- predictions --------------------------------------------------------------------------------------
+
+    def prompt_alone_ns(self, machine: Machine, tokens: int) -> int:
+        """Time of a prompt of `tokens` alone in an iteration [ns]."""
+        key = (self._rows[machine.index], tokens)
+        if key not in self._alone_ns:
+            self._alone_ns[key] = int(prompt_time_ns(self.view.tables, *key))
+        return self._alone_ns[key]
+
+    def iteration_ns(self, machine: Machine, iteration: Iteration) -> int:
+        """Length of an iteration [ns]; carries the fraction of a nanosecond of token iterations."""
+        row = self._rows[machine.index]
+        decodes = iteration.decodes
+        if not iteration.prompts:
+            if len(decodes) == len(machine.batch):
+                context = machine.batch_context
+            else:
+                context = sum(job.prompt_tokens + job.generated for job in decodes)
+            ticks = int(token_time_ticks(self.view.tables, row, len(decodes), context)) + machine.ticks_carry
+            machine.ticks_carry = ticks & _TICK_MASK
+            return max(1, ticks >> TICK_BITS)
+        if not decodes:
+            return self.prompt_alone_ns(machine, iteration.prompt_tokens)
+        return int(mixed_time_ns(self.view.tables, row, iteration.prompt_tokens + len(decodes)))
+
+    def iterated(self, machine: int, iteration: Iteration, now_ns: int) -> None:
+        """Count an iteration towards the machine's recent share of time given to prompts.
+
+        A decayed mean by rational arithmetic (an implicit Euler step), the same on every machine.
+        """
+        tau = SHARE_TIME_CONSTANT_NS
+        idle_ns = iteration.start_ns - self._share_at_ns[machine]
+        spent_ns = now_ns - iteration.start_ns
+        share = self._share[machine] * (tau / (tau + idle_ns))
+        prompts_ns = spent_ns if iteration.prompts else 0
+        self._share[machine] = (share * tau + prompts_ns) / (tau + spent_ns)
+        self._share_at_ns[machine] = now_ns
+
+    # ---- the view -----------------------------------------------------------------------------------------
+
+    def refresh(self, now_ns: int) -> None:
+        """Write the machines that changed."""
+        self.view.clock[0] = now_ns
+        if self._dirty:
+            for index in self._dirty:
+                self._write(index)
+            self._dirty.clear()
+            self._allow()
+
+    def _write(self, i: int) -> None:
+        view, machine = self.view, self._machines[i]
+        home = self._home[i]
+        iteration = machine.iteration
+        view.available[i] = machine.available
+        view.home_pool[i] = home
+        view.pool[i] = present_pool(machine, home)
+        view.prompt_requests[i] = len(machine.prompt_queue)
+        view.prompt_tokens[i] = machine.pending_prompt_tokens
+        view.prompt_queue_ns[i] = machine.queued_ns
+        view.iteration_end_ns[i] = iteration.end_ns if iteration else 0
+        view.iteration_prompts[i] = len(iteration.prompts) if iteration else 0
+        view.prompt_share[i] = self._share[i]
+        view.prompt_share_at_ns[i] = self._share_at_ns[i]
+        view.running[i] = machine.running
+        view.running_context_tokens[i] = machine.context
+        view.running_prompt_tokens[i] = machine.context_prompts
+        view.inbound[i] = len(machine.inbound)
+        view.inbound_prompt_tokens[i] = machine.inbound_prompt_tokens
+        view.transfers[i] = len(self._network.in_flight[i])
+        view.kv_used_tokens[i] = machine.used
+
+    def _allow(self) -> None:
+        """Who may be chosen: available machines, of the right pools where confined.
+
+        Where confinement would leave a phase without a machine, it is lifted for that phase.
+        """
+        view = self.view
+        self.can_route = bool(view.available.any())
+        view.prompt_allowed[:] = view.available
+        view.token_allowed[:] = view.available
+        if self._confine:
+            prompt = view.available * (view.pool != Pool.TOKEN)
+            token = view.available * (view.pool != Pool.PROMPT)
+            if prompt.any():
+                view.prompt_allowed[:] = prompt
+            if token.any():
+                view.token_allowed[:] = token
+
+    def check_route(self, action: tuple[int, int], who: str) -> None:
+        """Refuse a pair that is no pair of allowed machines.
+
+        Raises:
+            ActionError: says which machine and why.
+        """
+        m = len(self._machines)
+        for machine, phase, allowed in zip(
+            action, ("prompt", "token"), (self.view.prompt_allowed, self.view.token_allowed), strict=True
+        ):
+            if not 0 <= machine < m:
+                raise ActionError(f"{who} chose {phase} machine {machine} of {m}")
+            if not allowed[machine]:
+                raise ActionError(
+                    f"{who} chose {phase} machine {machine}, which may not be chosen now (failed, switching, or "
+                    "outside the pools of that phase)"
+                )
