@@ -1,0 +1,24 @@
+"""Profiles: what a model costs on a machine type."""
+
+from splitgym.profile.load import load, load_file, machine_names, model_names, names
+from splitgym.profile.profile import Profile, stack_tables
+from splitgym.profile.roofline import Efficiency, roofline
+from splitgym.profile.specs import MachineSpec, ModelSpec, machines, models
+from splitgym.profile.tables import ProfileTables
+
+__all__ = [
+    "Efficiency",
+    "MachineSpec",
+    "ModelSpec",
+    "Profile",
+    "ProfileTables",
+    "load",
+    "load_file",
+    "machine_names",
+    "machines",
+    "model_names",
+    "models",
+    "names",
+    "roofline",
+    "stack_tables",
+]

@@ -1,0 +1,226 @@
+"""Read profiles: by (model, machine type, GPUs) from the shipped ones, or any file of the same format."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from splitgym.config import STRICT
+from splitgym.errors import ProfileError
+from splitgym.profile.profile import Curve, Profile, seconds_to_ticks
+from splitgym.profile.roofline import ROOFLINE_SUFFIX, roofline
+from splitgym.profile.specs import MachineSpec, ModelSpec, build, machines, models, read_mapping
+from splitgym.resources import shipped
+from splitgym.types import to_ns
+
+_SUFFIXES = (".json", ".yaml", ".yml")
+
+
+def _check_knots(what: str, x: tuple[int, ...], curves: dict[str, tuple[float, ...]], least: int) -> None:
+    """Raise ValueError unless the knots make a usable, non-decreasing curve."""
+    if len(x) < least:
+        raise ValueError(f"{what} has {len(x)} knots: give at least {least}")
+    if x[0] < 1 or any(a >= b for a, b in zip(x, x[1:], strict=False)):
+        raise ValueError(f"{what} must be ascending integers from 1 on")
+    for name, y in curves.items():
+        if len(y) != len(x):
+            raise ValueError(f"{name} has {len(y)} values for {len(x)} knots in {what}")
+        for i, (a, b) in enumerate(zip(y, y[1:], strict=False)):
+            if a > b:
+                raise ValueError(f"{name} decreases from {a:g} at {x[i]} to {b:g} at {x[i + 1]} ({what})")
+
+
+@dataclass(frozen=True, config=STRICT)
+class PromptCurve:
+    """Time of a prompt iteration by the tokens of the batch, extrapolated linearly."""
+
+    tokens: tuple[int, ...]
+    seconds: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> "PromptCurve":
+        _check_knots("tokens", self.tokens, {"seconds": self.seconds}, least=2)
+        if self.seconds[0] <= 0:
+            raise ValueError("seconds must be positive")
+        return self
+
+
+@dataclass(frozen=True, config=STRICT)
+class TokenCurve:
+    """Time of a token iteration: seconds(batch) + seconds_per_context_token(batch) x context of the batch."""
+
+    batch: tuple[int, ...]
+    seconds: tuple[float, ...]
+    seconds_per_context_token: tuple[float, ...] | float = 0.0
+    """By `batch`, or one number for all."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "TokenCurve":
+        _check_knots(
+            "batch",
+            self.batch,
+            {"seconds": self.seconds, "seconds_per_context_token": self.slopes},
+            least=1,
+        )
+        if self.batch[0] != 1:
+            raise ValueError(f"batch begins at {self.batch[0]}: it must begin at 1")
+        if self.seconds[0] <= 0 or self.slopes[0] < 0:
+            raise ValueError("seconds must be positive and seconds_per_context_token not negative")
+        return self
+
+    @property
+    def slopes(self) -> tuple[float, ...]:
+        slope = self.seconds_per_context_token
+        return slope if isinstance(slope, tuple) else (slope,) * len(self.batch)
+
+
+@dataclass(frozen=True, config=STRICT)
+class PowerCurve:
+    """Power of the machine's GPUs by phase [W]."""
+
+    idle_w: float
+    prompt_tokens: tuple[int, ...]
+    prompt_w: tuple[float, ...]
+    token_batch: tuple[int, ...]
+    token_w: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> "PowerCurve":
+        _check_knots("prompt_tokens", self.prompt_tokens, {"prompt_w": self.prompt_w}, least=1)
+        _check_knots("token_batch", self.token_batch, {"token_w": self.token_w}, least=1)
+        if self.idle_w < 0:
+            raise ValueError(f"idle_w is {self.idle_w:g}: it must be at least 0")
+        if min(self.prompt_w[0], self.token_w[0]) < self.idle_w:
+            raise ValueError("prompt_w and token_w must not be below idle_w")
+        return self
+
+
+@dataclass(frozen=True, config=STRICT)
+class ProfileFile:
+    """What a profile file holds."""
+
+    model: str | ModelSpec
+    """A name in models.yaml, or the model's dimensions."""
+    machine: str | MachineSpec
+    """A name in machines.yaml, or the machine's specs."""
+    tensor_parallel: int
+    prompt: PromptCurve
+    token: TokenCurve
+    power: PowerCurve
+    provenance: dict[str, str]
+    mixed_factor: float = Field(default=1.1, ge=1)
+    kv_bytes_per_token: int | None = Field(default=None, ge=1)
+    """Replaces what follows from the model's dimensions."""
+
+
+def load(model: str, machine: str, tensor_parallel: int = 8) -> Profile:
+    """The profile of a model on some GPUs of a machine type.
+
+    A measured machine type is found in the shipped files. A machine type that nobody measured (and any, with
+    `-roofline` after its name) gets a roofline profile, which says so in its provenance.
+
+    Args:
+        model: a name of `model_names()`.
+        machine: a name of `machine_names()`, or the path of a profile file.
+        tensor_parallel: GPUs that hold the model.
+
+    Raises:
+        ProfileError: unknown names, no measurement, or the model does not fit.
+    """
+    if machine.endswith(_SUFFIXES):
+        found = load_file(machine)
+        if (found.model.name, found.tensor_parallel) != (model, tensor_parallel):
+            raise ProfileError(
+                f"{machine}: is for {found.model.name} on {found.tensor_parallel} GPUs, "
+                f"not for {model} on {tensor_parallel}"
+            )
+        return found
+    known_models, known_machines = models(), machines()
+    if model not in known_models:
+        raise ProfileError(f"unknown model {model!r}: choose one of {', '.join(known_models)}, or a profile file")
+    base = machine.removesuffix(ROOFLINE_SUFFIX)
+    if base not in known_machines:
+        raise ProfileError(
+            f"unknown machine type {machine!r}: choose one of {', '.join(known_machines)}, or a profile file"
+        )
+    part = known_machines[base].part(tensor_parallel)
+    path = _path(model, machine, tensor_parallel)
+    if path.is_file():
+        return load_file(path)
+    if machine != base or not _measured(machine):
+        return roofline(known_models[model], part)
+    if part.memory_bytes <= known_models[model].weights_bytes:
+        return roofline(known_models[model], part)  # raises: does not fit
+    measured = ", ".join(n for n in names() if n.startswith(f"{model}_{machine}_tp"))
+    raise ProfileError(
+        f"{model} was not measured on {tensor_parallel} GPUs of {machine} (measured: {measured or 'none'}); "
+        f"name the machine {machine}{ROOFLINE_SUFFIX} for a roofline model of it"
+    )
+
+
+def load_file(path: str | Path) -> Profile:
+    """A profile from a JSON or YAML file (format: profiles/README.md).
+
+    Raises:
+        ProfileError: the file cannot be read, lacks a curve, has one that decreases, or its model does not fit.
+    """
+    path = Path(path)
+    data = read_mapping(path)
+    for key, missing in (("prompt", "prompt curve"), ("token", "token curve"), ("power", "power curve")):
+        if data.get(key) is None:
+            raise ProfileError(f"{path}: {key}: the {missing} is missing")
+    content = build(ProfileFile, data, str(path))
+    try:
+        model = _spec(content.model, models(), "model")
+        machine = _spec(content.machine, machines(), "machine").part(content.tensor_parallel)
+        return Profile(
+            model=model,
+            machine=machine,
+            tensor_parallel=content.tensor_parallel,
+            prompt_tokens=content.prompt.tokens,
+            prompt_ns=tuple(to_ns(s) for s in content.prompt.seconds),
+            token_batch=content.token.batch,
+            token_base=tuple(seconds_to_ticks(s) for s in content.token.seconds),
+            token_slope=tuple(seconds_to_ticks(s) for s in content.token.slopes),
+            kv_bytes_per_token=content.kv_bytes_per_token or model.kv_bytes_per_token,
+            prompt_power=Curve(content.power.prompt_tokens, content.power.prompt_w),
+            token_power=Curve(content.power.token_batch, content.power.token_w),
+            idle_power_w=content.power.idle_w,
+            mixed_factor=content.mixed_factor,
+            name=path.stem,
+            provenance=content.provenance,
+        )
+    except ProfileError as error:
+        raise ProfileError(f"{path}: {error}") from None
+
+
+def names() -> list[str]:
+    """Shipped profiles, as MODEL_MACHINE_tpN."""
+    return sorted(p.stem for p in shipped("profiles").glob("*_*_tp*.json"))
+
+
+def model_names() -> list[str]:
+    """Models with known dimensions."""
+    return list(models())
+
+
+def machine_names() -> list[str]:
+    """Machine types with known specs. Add `-roofline` to a measured one for its roofline model."""
+    return list(machines())
+
+
+def _path(model: str, machine: str, tensor_parallel: int) -> Path:
+    return shipped("profiles") / f"{model}_{machine}_tp{tensor_parallel}.json"
+
+
+def _measured(machine: str) -> bool:
+    return any(f"_{machine}_tp" in name for name in names())
+
+
+def _spec(given: Any, known: dict[str, Any], what: str) -> Any:
+    if not isinstance(given, str):
+        return given
+    if given not in known:
+        raise ProfileError(f"{what}: unknown name {given!r}: choose one of {', '.join(known)}, or give its specs")
+    return known[given]
