@@ -26,8 +26,8 @@ class Iteration:
 class Machine:
     """State of one machine. All memory is counted in KV tokens.
 
-    `reserved` is the machine's own bookkeeping and includes outputs still to come; `used` is what lies in memory
-    now. Only `used` is visible to schedulers.
+    `reserved` is the machine's own bookkeeping and includes outputs still to come; `used` is what lies in
+    memory now. Only `used` is visible to schedulers.
     """
 
     def __init__(self, index: int, capacity: int, batching: BatchingConfig):
@@ -67,13 +67,17 @@ class Machine:
     def reserve(self, tokens: int) -> None:
         self.reserved += tokens
         if self.reserved > self.capacity:
-            raise AssertionError(f"machine {self.index}: {self.reserved} of {self.capacity} KV tokens reserved")
+            raise AssertionError(
+                f"machine {self.index}: {self.reserved} of {self.capacity} KV tokens reserved"
+            )
 
     def release(self, reserved: int, used: int) -> None:
         self.reserved -= reserved
         self.used -= used
         if self.used < 0 or self.reserved < self.used:
-            raise AssertionError(f"machine {self.index}: {self.used} used, {self.reserved} reserved KV tokens")
+            raise AssertionError(
+                f"machine {self.index}: {self.used} used, {self.reserved} reserved KV tokens"
+            )
 
     # ---- the next iteration -------------------------------------------------------------------------------
 

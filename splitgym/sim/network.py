@@ -1,7 +1,7 @@
 """KV transfers that share the machines' NICs. Integer arithmetic, so that both engines agree exactly.
 
-A transfer's rate is the smaller of its shares at the two ends: the NIC's bandwidth divided by the transfers in
-flight there. Work is counted in units of 1/15,625,000 byte and rates in units of 64 bytes/s: a rate times
+A transfer's rate is the smaller of its shares at the two ends: the NIC's bandwidth divided by the transfers
+in flight there. Work is counted in units of 1/15,625,000 byte and rates in units of 64 bytes/s: a rate times
 nanoseconds is then work (64 / 1e9 = 1 / 15,625,000), and 500 GB still fit 64 bits.
 """
 

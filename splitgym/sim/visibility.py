@@ -147,6 +147,6 @@ class Visibility:
                 raise ActionError(f"{who} chose {phase} machine {machine} of {m}")
             if not allowed[machine]:
                 raise ActionError(
-                    f"{who} chose {phase} machine {machine}, which may not be chosen now (failed, switching, or "
-                    "outside the pools of that phase)"
+                    f"{who} chose {phase} machine {machine}, which may not be chosen now (failed, switching, "
+                    "or outside the pools of that phase)"
                 )
