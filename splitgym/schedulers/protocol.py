@@ -10,7 +10,9 @@ from splitgym.view import ClusterView
 class RoutingScheduler(Protocol):
     """Chooses the prompt machine and the token machine of each request."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What tables and reports call it; a plain attribute will do."""
 
     def reset(self, view: ClusterView, seed: int) -> None:
         """Forget the last run. Called before the first request; `view` shows the idle cluster."""
@@ -23,7 +25,9 @@ class RoutingScheduler(Protocol):
 class SizingScheduler(Protocol):
     """Moves machines between the pools, once a control interval."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What tables and reports call it; a plain attribute will do."""
 
     def reset(self, view: ClusterView, seed: int) -> None:
         """Forget the last run."""
