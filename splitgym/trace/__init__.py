@@ -1,5 +1,8 @@
-"""Traces: load, validate, transform, generate."""
+"""Traces: load, save, transform, generate."""
 
+from splitgym.trace.loaders import load_file, save
+from splitgym.trace.sources import fetch, load, names
+from splitgym.trace.synth import generate
 from splitgym.trace.trace import Trace
 from splitgym.trace.transforms import (
     PARTS,
@@ -17,9 +20,15 @@ __all__ = [
     "PARTS",
     "Trace",
     "at_rate",
+    "fetch",
+    "generate",
+    "load",
+    "load_file",
     "mix",
+    "names",
     "part",
     "poisson",
+    "save",
     "shift_between",
     "speed_up",
     "superpose",

@@ -111,17 +111,18 @@ def _numbers(values: ArrayLike, name: str, column: str) -> NDArray[Any]:
     return array
 
 
-def find_problem(columns: Mapping[str, NDArray[Any]]) -> tuple[int, str] | None:
+def find_problem(columns: Mapping[str, NDArray[Any]], after_s: float = 0.0) -> tuple[int, str] | None:
     """The first row that breaks a rule of `Trace`, and what is wrong with it.
 
     Args:
         columns: `arrival_s`, `prompt_tokens`, `output_tokens` and perhaps `max_tokens`, of equal length and
             any real dtype (so that 1.5 tokens are found before a cast hides them).
+        after_s: arrival of the row above the first, for a check block by block.
 
     Returns:
         (row counted from 0, what is wrong), or None.
     """
-    found = [_arrival_problem(columns["arrival_s"])]
+    found = [_arrival_problem(columns["arrival_s"], after_s)]
     for key in ("prompt_tokens", "output_tokens", "max_tokens"):
         if key in columns:
             found.append(_token_problem(key, columns[key], unknown=key == "max_tokens"))
@@ -134,13 +135,13 @@ def _first(mask: NDArray[np.bool_]) -> int | None:
     return row if mask[row] else None
 
 
-def _arrival_problem(times: NDArray[Any]) -> tuple[int, str] | None:
+def _arrival_problem(times: NDArray[Any], after_s: float) -> tuple[int, str] | None:
     # One comparison covers NaN, infinity and the range; most traces end here.
     row = _first(~((times >= 0) & (times <= MAX_ARRIVAL_S)))
-    later = _first(times[1:] < times[:-1]) if len(times) > 1 else None
-    if later is not None and (row is None or later + 1 < row):
-        before, after = float(times[later]), float(times[later + 1])
-        return later + 1, f"arrives at {after!r} s, before the row above ({before!r} s); sort the trace by time"
+    early = 0 if 0 <= times[0] < after_s else _later(times)
+    if early is not None and (row is None or early < row):
+        now, above = float(times[early]), after_s if early == 0 else float(times[early - 1])
+        return early, f"arrives at {now!r} s, before the row above ({above!r} s): sort the trace by time"
     if row is None:
         return None
     value = float(times[row])
@@ -148,7 +149,14 @@ def _arrival_problem(times: NDArray[Any]) -> tuple[int, str] | None:
         return row, f"arrival time is {value}, expected a finite number of seconds"
     if value < 0:
         return row, f"arrival time {value!r} s is negative"
-    return row, f"arrival time {value!r} s is over {MAX_ARRIVAL_S:.0f}; are these seconds?"
+    return row, f"arrival time {value!r} s is over {MAX_ARRIVAL_S:.0f}: are these seconds?"
+
+
+def _later(times: NDArray[Any]) -> int | None:
+    if len(times) < 2:
+        return None
+    row = _first(times[1:] < times[:-1])
+    return None if row is None else row + 1
 
 
 def _token_problem(key: str, tokens: NDArray[Any], unknown: bool) -> tuple[int, str] | None:

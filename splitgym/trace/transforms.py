@@ -16,6 +16,9 @@ from splitgym.types import UNKNOWN
 Seed = int | np.random.Generator
 Part = Literal["train", "validation", "test"]
 
+MAX_REQUESTS = 2**30
+"""More would not fit the memory of most machines; most likely a unit is wrong."""
+
 PARTS: dict[str, tuple[float, float | None]] = {
     "train": (0.0, 0.5),
     "validation": (0.5, 0.7),
@@ -42,8 +45,8 @@ def window(trace: Trace, start_s: float, end_s: float | None = None, *, keep_tim
     last = len(trace) if end_s is None else int(np.searchsorted(trace.arrival_s, end_s, "left"))
     if first == last:
         raise TraceError(
-            f"window [{start_s}, {end_s}) s of trace {trace.name} holds no request: the trace has requests from "
-            f"{float(trace.arrival_s[0])} to {trace.duration_s} s"
+            f"window [{start_s}, {end_s}) s of trace {trace.name} holds no request: "
+            f"the trace has requests from {float(trace.arrival_s[0])} to {trace.duration_s} s"
         )
     rows = slice(first, last)
     times = trace.arrival_s[rows] if keep_time else trace.arrival_s[rows] - start_s
@@ -69,7 +72,7 @@ def at_rate(trace: Trace, rate_per_s: float) -> Trace:
     """
     _positive("at_rate", rate_per_s=rate_per_s)
     if trace.duration_s <= 0:
-        raise TraceError(f"trace {trace.name} has no duration (all arrive at 0 s), so it has no rate to change")
+        raise TraceError(f"trace {trace.name} has no rate to change: all requests arrive at 0 s")
     factor = rate_per_s / trace.rate_per_s
     return _derive(trace, f"at_rate({rate_per_s!r})", trace.arrival_s / factor, slice(None))
 
@@ -77,8 +80,8 @@ def at_rate(trace: Trace, rate_per_s: float) -> Trace:
 def poisson(trace: Trace, rate_per_s: float, duration_s: float, seed: Seed = 0) -> Trace:
     """Poisson arrivals with sizes drawn from the trace: the method of the Splitwise paper.
 
-    A row (prompt, output, max_tokens) is drawn whole, with replacement. A longer duration with the same integer
-    seed begins with the same requests.
+    A row (prompt, output, max_tokens) is drawn whole, with replacement. A longer duration with the same
+    integer seed begins with the same requests.
 
     Args:
         trace: where the sizes come from; `poisson(part(trace, "train"), ...)` draws from that part only.
@@ -90,12 +93,12 @@ def poisson(trace: Trace, rate_per_s: float, duration_s: float, seed: Seed = 0) 
         TraceError: a rate or duration that is not positive, or so short that nothing arrives.
     """
     _positive("poisson", rate_per_s=rate_per_s, duration_s=duration_s)
-    stamps, sizes = _children(seed, 2)
+    stamps, sizes = generators(seed, 2)
     times = _poisson_times(stamps, rate_per_s, duration_s)
     if len(times) == 0:
         raise TraceError(f"poisson at {rate_per_s}/s for {duration_s} s: no request arrives; make it longer")
     rows = sizes.integers(len(trace), size=len(times))
-    did = f"poisson(rate_per_s={rate_per_s!r}, duration_s={duration_s!r}, seed={_say(seed)})"
+    did = f"poisson(rate_per_s={rate_per_s!r}, duration_s={duration_s!r}, seed={say(seed)})"
     return _derive(trace, did, times, rows)
 
 
@@ -132,8 +135,9 @@ def shift_between(
     _positive("shift_between", duration_s=duration_s, period_s=period_s, rate_a=rate_a, rate_b=rate_b)
     if not 0 <= low <= high <= 1:
         raise TraceError(f"shift_between: needs 0 <= low <= high <= 1, got low {low} and high {high}")
-    stamps, which, sizes_a, sizes_b = _children(seed, 4)
-    # Thinning of a Poisson process at the larger rate: u < w rb / top takes b, the next (1 - w) ra / top takes a.
+    stamps, which, sizes_a, sizes_b = generators(seed, 4)
+    # Thinning of a Poisson process at the larger rate: the first w rb / top of the draws become b, the next
+    # (1 - w) ra / top become a, the rest are no arrivals.
     top = max(rate_a, rate_b)
     times = _poisson_times(stamps, top, duration_s)
     phase = times / period_s
@@ -148,10 +152,12 @@ def shift_between(
     rows_b = sizes_b.integers(len(b), size=len(times))
     times, is_b, rows_a, rows_b = times[kept], is_b[kept], rows_a[kept], rows_b[kept]
     if len(times) == 0:
-        raise TraceError(f"shift_between: no request arrives in {duration_s} s at {rate_per_s}/s; make it longer")
+        raise TraceError(
+            f"shift_between at {rate_per_s}/s: no request arrives in {duration_s} s; make it longer"
+        )
     did = (
         f"shift_between(a, b, duration_s={duration_s!r}, period_s={period_s!r}, rate_per_s={rate_per_s!r}, "
-        f"seed={_say(seed)}, low={low!r}, high={high!r})"
+        f"seed={say(seed)}, low={low!r}, high={high!r})"
     )
     return _join(a, b, did, times, is_b, np.where(is_b, rows_b, rows_a), f"{a.name}~{b.name}")
 
@@ -159,8 +165,8 @@ def shift_between(
 def mix(a: Trace, b: Trace, fraction_b: float, seed: Seed = 0) -> Trace:
     """Two traces at the same time, with real stamps: `fraction_b` of the requests come from `b`.
 
-    Over the duration that both have, as many requests as possible are kept; of the trace that has too many for
-    the fraction, a random subset of exactly the right size. (For Poisson arrivals: `poisson(mix(a, b, .3), ...)`.)
+    Over the duration that both have, as many requests as possible are kept; of the trace that has too many
+    for the fraction, a random subset of exactly the right size. (Poisson: `poisson(mix(...), ...)`.)
 
     Raises:
         TraceError: a fraction outside [0, 1], or nothing is left.
@@ -171,20 +177,21 @@ def mix(a: Trace, b: Trace, fraction_b: float, seed: Seed = 0) -> Trace:
     num_a = int(np.searchsorted(a.arrival_s, end_s, "right"))
     num_b = int(np.searchsorted(b.arrival_s, end_s, "right"))
     total = min(
-        num_a / (1 - fraction_b) if fraction_b < 1 else np.inf, num_b / fraction_b if fraction_b > 0 else np.inf
+        num_a / (1 - fraction_b) if fraction_b < 1 else np.inf,
+        num_b / fraction_b if fraction_b > 0 else np.inf,
     )
     keep_b = min(num_b, round(total * fraction_b))
     keep_a = min(num_a, round(total * (1 - fraction_b)))
     if keep_a + keep_b == 0:
         raise TraceError(f"mix of {a.name} and {b.name}: no request arrives in the {end_s} s that both have")
-    draw_a, draw_b = _children(seed, 2)
+    draw_a, draw_b = generators(seed, 2)
     rows_a = np.sort(draw_a.permutation(num_a)[:keep_a])
     rows_b = np.sort(draw_b.permutation(num_b)[:keep_b])
     times = np.concatenate([a.arrival_s[rows_a], b.arrival_s[rows_b]])
     order = np.argsort(times, kind="stable")
     is_b = (np.arange(len(times)) >= keep_a)[order]
     rows = np.concatenate([rows_a, rows_b])[order]
-    did = f"mix(a, b, fraction_b={fraction_b!r}, seed={_say(seed)})"
+    did = f"mix(a, b, fraction_b={fraction_b!r}, seed={say(seed)})"
     return _join(a, b, did, times[order], is_b, rows, f"{a.name}+{b.name}")
 
 
@@ -199,14 +206,14 @@ def superpose(trace: Trace, copies: int, seed: Seed = 0) -> Trace:
     """
     if isinstance(copies, bool) or not isinstance(copies, (int, np.integer)) or copies < 1:
         raise TraceError(f"superpose: copies is {copies!r}, expected an integer of at least 1")
-    (draw,) = _children(seed, 1)
+    (draw,) = generators(seed, 1)
     offsets = draw.random(int(copies)) * trace.duration_s
     times = (trace.arrival_s[None, :] + offsets[:, None]).ravel()
     if trace.duration_s > 0:
         times = np.where(times >= trace.duration_s, times - trace.duration_s, times)
     rows = np.tile(np.arange(len(trace)), int(copies))
     order = np.argsort(times, kind="stable")
-    return _derive(trace, f"superpose(copies={copies}, seed={_say(seed)})", times[order], rows[order])
+    return _derive(trace, f"superpose(copies={copies}, seed={say(seed)})", times[order], rows[order])
 
 
 def part(trace: Trace, which: Part) -> Trace:
@@ -279,11 +286,12 @@ def _positive(where: str, **values: float) -> None:
             raise TraceError(f"{where}: {key} is {value}, expected a positive number")
 
 
-def _say(seed: Seed) -> str:
+def say(seed: Seed) -> str:
+    """A seed as provenance names it."""
     return "generator" if isinstance(seed, np.random.Generator) else repr(int(seed))
 
 
-def _children(seed: Seed, count: int) -> list[np.random.Generator]:
+def generators(seed: Seed, count: int) -> list[np.random.Generator]:
     """Independent streams, so that a longer series of one kind of draw does not change another kind's."""
     if not isinstance(seed, np.random.Generator) and int(seed) < 0:
         raise TraceError(f"seed {seed} is negative: expected an integer of at least 0")
@@ -293,6 +301,10 @@ def _children(seed: Seed, count: int) -> list[np.random.Generator]:
 
 def _poisson_times(draw: np.random.Generator, rate_per_s: float, duration_s: float) -> Floats:
     """Arrivals of a Poisson process in [0, duration_s)."""
+    if rate_per_s * duration_s > MAX_REQUESTS:
+        raise TraceError(
+            f"{rate_per_s} requests/s for {duration_s} s is over {MAX_REQUESTS} requests: too many"
+        )
     block = 4096  # fixed, so that a longer duration continues the same sums
     chunks, now = [], 0.0
     while now < duration_s:

@@ -1,0 +1,311 @@
+"""Read and write trace files: CSV and Parquet, in columns, block by block.
+
+A block of the file is converted to arrays and let go before the next is read, so that a trace of 44 million
+rows costs little more than its three arrays (24 bytes a row). Formats are told apart by their column names.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pa_parquet
+from numpy.typing import NDArray
+
+from splitgym.errors import TraceError
+from splitgym.trace import csv_rows
+from splitgym.trace.csv_rows import Head
+from splitgym.trace.trace import Trace, find_problem
+from splitgym.types import NS_PER_S, UNKNOWN
+
+MARK = "splitgym trace "
+"""Begins the comment line of a CSV that we wrote; the rest of that line is JSON."""
+PARQUET_KEY = b"splitgym"
+BLOCK_BYTES = 4 << 20
+BLOCK_ROWS = 1 << 17
+
+Columns = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Schema:
+    """One known file format: which of its columns is which of ours."""
+
+    name: str
+    columns: dict[str, str]  # ours -> the file's
+    optional: dict[str, str]  # ours -> the file's
+    clock: bool = False
+    """Arrivals are dates and times; they are shifted so that the first is 0."""
+    fixed: tuple[tuple[str, int], ...] = ()
+    """Columns that must have this value when they are there: anything else is no request of ours."""
+    dropped: tuple[str, ...] = ()
+    """Known columns that say nothing about a request's arrival or size."""
+
+
+SCHEMAS = (
+    Schema(
+        "splitgym",
+        {"arrival_s": "arrival_s", "prompt_tokens": "prompt_tokens", "output_tokens": "output_tokens"},
+        {"max_tokens": "max_tokens"},
+    ),
+    Schema(
+        "azure",
+        {"arrival_s": "TIMESTAMP", "prompt_tokens": "ContextTokens", "output_tokens": "GeneratedTokens"},
+        {},
+        clock=True,
+    ),
+    Schema(
+        "splitwise-sim",
+        {"arrival_s": "arrival_timestamp", "prompt_tokens": "prompt_size", "output_tokens": "token_size"},
+        {},
+        fixed=(("batch_size", 1), ("request_type", 2)),
+        dropped=("request_id", "application_id"),
+    ),
+)
+
+
+def load_file(path: str | Path, name: str | None = None) -> Trace:
+    """Read a trace file.
+
+    Formats, by column names: ours (`arrival_s, prompt_tokens, output_tokens[, max_tokens]`), Azure 2023 and
+    2024 (`TIMESTAMP, ContextTokens, GeneratedTokens`; with or without a time zone), the Splitwise simulator's
+    (`arrival_timestamp, prompt_size, token_size, ...`). Azure's arrivals are shifted so that the first is at
+    0; the other formats count from 0 already and are left as they are.
+
+    Args:
+        path: `.csv` or `.parquet`.
+        name: the trace's name; default: the one saved in the file, or the file's.
+
+    Raises:
+        TraceError: the file is missing, empty, of no known format, or has a row that is no request; names the
+            file and the row (data row counted from 1, and the line for CSV) or column.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TraceError(f"{path}: no such trace file")
+    if path.suffix not in (".csv", ".parquet"):
+        raise TraceError(f"{path}: a trace file ends in .csv or .parquet, not in {path.suffix!r}")
+    try:
+        return _load_csv(path, name) if path.suffix == ".csv" else _load_parquet(path, name)
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read ({error})") from None
+
+
+def save(trace: Trace, path: str | Path) -> None:
+    """Write a trace as `.csv` or `.parquet` so that `load_file` gives exactly the same one back.
+
+    Name and provenance go into the Parquet metadata, or into the comment line at the top of the CSV. The file
+    appears whole or not at all.
+
+    Raises:
+        TraceError: another ending, or a place that cannot be written.
+    """
+    path = Path(path)
+    if path.suffix not in (".csv", ".parquet"):
+        raise TraceError(f"{path}: a trace is written as .csv or .parquet, not as {path.suffix!r}")
+    columns = {
+        "arrival_s": trace.arrival_s,
+        "prompt_tokens": trace.prompt_tokens,
+        "output_tokens": trace.output_tokens,
+    }
+    if trace.max_tokens is not None:
+        columns["max_tokens"] = trace.max_tokens
+    about = json.dumps({"name": trace.name, "provenance": trace.provenance})
+    table = pa.table(columns)
+    part = path.with_name(path.name + ".part")
+    try:
+        if path.suffix == ".parquet":
+            pa_parquet.write_table(table.replace_schema_metadata({PARQUET_KEY: about}), part)
+        else:
+            with part.open("wb") as file:
+                file.write(f"# {MARK}{about}\n{','.join(columns)}\n".encode())
+                options = pa_csv.WriteOptions(include_header=False)
+                pa_csv.write_csv(table, file, options)
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise TraceError(f"{path}: cannot be written ({error})") from None
+
+
+def match_schema(path: Path, names: list[str]) -> Schema:
+    """The format whose columns these are.
+
+    Raises:
+        TraceError: columns of a known format are missing, or no format is near.
+    """
+    for name in names:
+        if names.count(name) > 1:
+            raise TraceError(f"{path}: column {name} is there twice")
+
+    def present(schema: Schema) -> int:
+        return sum(column in names for column in schema.columns.values())
+
+    best = max(SCHEMAS, key=present)
+    missing = [column for column in best.columns.values() if column not in names]
+    if not missing:
+        return best
+    if present(best):
+        lacks = "column " + missing[0] if len(missing) == 1 else "columns " + ", ".join(missing)
+        raise TraceError(f"{path}: lacks the {lacks} of the {best.name} format; it has {', '.join(names)}")
+    known = "; ".join(",".join(schema.columns.values()) for schema in SCHEMAS)
+    raise TraceError(f"{path}: no known trace format: has columns {', '.join(names)}, expected {known}")
+
+
+class _Gather:
+    """Blocks of a file in, a trace out."""
+
+    def __init__(self, path: Path, schema: Schema, names: list[str], head: Head | None) -> None:
+        self.path, self.schema, self.head = path, schema, head
+        self.fixed = [(column, value) for column, value in schema.fixed if column in names]
+        self.wanted = dict(schema.columns)
+        self.wanted |= {ours: theirs for ours, theirs in schema.optional.items() if theirs in names}
+        self.chunks: dict[str, list[NDArray[Any]]] = {ours: [] for ours in self.wanted}
+        self.rows = 0
+        self.last_s = 0.0
+        self.start_ns: int | None = None
+        taken = {*self.wanted.values(), *schema.dropped, *(column for column, _ in self.fixed)}
+        self.ignored = [column for column in names if column not in taken]
+
+    def file_columns(self) -> list[str]:
+        return [*self.wanted.values(), *(column for column, _ in self.fixed)]
+
+    def fail(self, row: int, what: str) -> NoReturn:
+        """Refuse the file for data row `row` (counted from 0)."""
+        where = f"data row {row + 1}"
+        if self.head is not None:
+            where += f" (line {csv_rows.line_of(self.path, self.head, row)})"
+        raise TraceError(f"{self.path}: {where}: {what}")
+
+    def add(self, batch: Any) -> None:
+        """Check a block (a pyarrow RecordBatch) and keep its arrays."""
+        columns: Columns = {}
+        problems: list[tuple[int, str]] = []
+        for ours, theirs in self.wanted.items():
+            column = batch.column(theirs)
+            if ours == "max_tokens":
+                column = column.fill_null(UNKNOWN)
+            if column.null_count:
+                row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+                problems.append((row, f"{theirs} is empty"))
+                # What is below that row no longer matters: any valid value will do.
+                column = column.slice(0, row)
+            columns[ours] = self._seconds(column) if ours == "arrival_s" else _numeric(column)
+        shortest = min(len(column) for column in columns.values())
+        columns = {ours: column[:shortest] for ours, column in columns.items()}
+        if shortest:
+            found = find_problem(columns, after_s=self.last_s)
+            problems += [found] if found else []
+        for theirs, value in self.fixed:
+            other = _numeric(batch.column(theirs).fill_null(UNKNOWN)) != value
+            if other.any():
+                problems.append((int(np.argmax(other)), f"{theirs} is not {value}: not one LLM request"))
+        if problems:
+            row, what = min(problems)
+            self.fail(self.rows + row, what)
+        if not shortest:
+            return
+        self.rows += shortest
+        self.last_s = float(columns["arrival_s"][-1])
+        for ours, column in columns.items():
+            kind = np.float64 if ours == "arrival_s" else np.int64
+            self.chunks[ours].append(column.astype(kind))
+
+    def _seconds(self, column: Any) -> NDArray[Any]:
+        if not self.schema.clock:
+            return _numeric(column)
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            zone = "UTC" if len(column) and csv_rows.has_zone(column[0].as_py()) else None
+            column = column.cast(pa.timestamp("ns", zone))
+        elif not pa.types.is_timestamp(column.type):
+            raise pa.ArrowInvalid(f"{self.wanted['arrival_s']} holds {column.type}, expected dates and times")
+        stamps = column.cast(pa.timestamp("ns", column.type.tz)).cast(pa.int64()).to_numpy()
+        if self.start_ns is None and len(stamps):
+            self.start_ns = int(stamps[0])
+        return (stamps - (self.start_ns or 0)) / NS_PER_S
+
+    def trace(self, name: str | None, about: str | None, file_format: str) -> Trace:
+        """All blocks as one trace; `about` is the JSON that `save` wrote."""
+        if self.rows == 0:
+            raise TraceError(f"{self.path}: has column names but no data rows")
+        provenance = {"file": self.path.name, "format": f"{self.schema.name}, {file_format}"}
+        if self.ignored:
+            provenance["ignored_columns"] = ", ".join(self.ignored)
+        saved_name = self.path.stem
+        if about is not None:
+            saved_name, provenance = _read_about(self.path, about)
+        arrays: Columns = {}
+        for ours in list(self.chunks):
+            # One column at a time: only one is ever there twice.
+            arrays[ours] = np.concatenate(self.chunks.pop(ours))
+        return Trace(
+            arrays["arrival_s"],
+            arrays["prompt_tokens"],
+            arrays["output_tokens"],
+            arrays.get("max_tokens"),
+            name or saved_name,
+            provenance,
+        )
+
+
+def _numeric(column: Any) -> NDArray[Any]:
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        return np.asarray(column.to_numpy(zero_copy_only=False))
+    return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False))
+
+
+def _read_about(path: Path, about: str) -> tuple[str, dict[str, str]]:
+    with suppress(ValueError, TypeError, KeyError):
+        data = json.loads(about)
+        if isinstance(data["name"], str) and isinstance(data["provenance"], dict):
+            return data["name"], {str(k): str(v) for k, v in data["provenance"].items()}
+    raise TraceError(f"{path}: the name and provenance saved in it are damaged")
+
+
+def _load_csv(path: Path, name: str | None) -> Trace:
+    head = csv_rows.read_head(path)
+    schema = match_schema(path, head.names)
+    gather = _Gather(path, schema, head.names, head)
+    # Tokens are read as floats, so that "12.5" is found and named rather than refused as a type.
+    types: dict[str, Any] = dict.fromkeys(gather.file_columns(), pa.float64())
+    if schema.clock:
+        zone = "UTC" if csv_rows.has_zone(head.first_row.get(schema.columns["arrival_s"], "")) else None
+        types[schema.columns["arrival_s"]] = pa.timestamp("ns", zone)
+    convert = pa_csv.ConvertOptions(column_types=types, include_columns=list(types))
+    read = pa_csv.ReadOptions(skip_rows=head.line - 1, block_size=BLOCK_BYTES)
+    try:
+        with pa_csv.open_csv(path, read_options=read, convert_options=convert) as reader:
+            for batch in reader:
+                gather.add(batch)
+    except pa.ArrowInvalid as error:
+        # Rare, so it may take its time: find the row that pyarrow only speaks of.
+        row, what = csv_rows.find_unreadable(path, head, types, from_row=gather.rows)
+        if row < 0:
+            raise TraceError(f"{path}: cannot be read as CSV ({error})") from None
+        gather.fail(row, what)
+    return gather.trace(name, head.comment(MARK), "CSV")
+
+
+def _load_parquet(path: Path, name: str | None) -> Trace:
+    if path.stat().st_size == 0:
+        raise TraceError(f"{path}: the file is empty")
+    try:
+        with pa_parquet.ParquetFile(path) as file:
+            names = list(file.schema_arrow.names)
+            gather = _Gather(path, match_schema(path, names), names, None)
+            metadata = file.schema_arrow.metadata or {}
+            for batch in _batches(file, gather.file_columns()):
+                gather.add(batch)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise TraceError(f"{path}: cannot be read as a Parquet trace ({error})") from None
+    about = metadata.get(PARQUET_KEY)
+    return gather.trace(name, None if about is None else about.decode(), "Parquet")
+
+
+def _batches(file: Any, columns: list[str]) -> Iterator[Any]:
+    yield from file.iter_batches(batch_size=BLOCK_ROWS, columns=columns)
