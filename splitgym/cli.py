@@ -1,0 +1,239 @@
+"""The `splitgym` command. One function a sub-command; the work is done elsewhere."""
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from splitgym.config import ClusterConfig, load_yaml, make, parse_machines
+from splitgym.errors import ConfigError, SplitgymError
+
+if TYPE_CHECKING:
+    from splitgym.cluster import Cluster
+
+LEARNING_COMMANDS = ("train", "tune", "export", "improve")
+
+app = typer.Typer(
+    help="Simulate, evaluate and learn the scheduler of a Splitwise-style LLM inference cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+trace_app = typer.Typer(help="Traces of requests.", no_args_is_help=True)
+profile_app = typer.Typer(
+    help="Profiles: times, memory and power of a model on a machine.", no_args_is_help=True
+)
+app.add_typer(trace_app, name="trace")
+app.add_typer(profile_app, name="profile")
+
+Model = Annotated[str, typer.Option(help="Model: see `splitgym profile list`.")]
+Machines = Annotated[
+    str, typer.Option("--cluster", help="Machines: TYPE:COUNTS such as h100-80gb:5P3T; join groups with +.")
+]
+ClusterFile = Annotated[
+    Path | None,
+    typer.Option("--cluster-file", help="YAML of a ClusterConfig; replaces --cluster and --model."),
+]
+Seeds = Annotated[int, typer.Option(min=1, help="Windows a workload.")]
+Duration = Annotated[float, typer.Option(help="Measured seconds of arrivals.")]
+Warmup = Annotated[float, typer.Option(help="Seconds of arrivals before.")]
+Part = Annotated[str, typer.Option(help="Part of the trace: train, validation or test.")]
+EngineName = Annotated[str, typer.Option("--engine", help="Simulator engine.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+@app.command()
+def evaluate(
+    workload: Annotated[
+        list[str] | None,
+        typer.Option(help="KIND:TRACE[@RATE]; repeatable. Default poisson:azure-code@19."),
+    ] = None,
+    rates: Annotated[
+        str, typer.Option(help="Requests/s, comma-separated, for workloads without a rate.")
+    ] = "19",
+    policies: Annotated[
+        str,
+        typer.Option(help="Routing schedulers, comma-separated; +NAME adds pool sizing (index+reactive)."),
+    ] = "splitwise,index,jsq-tokens",
+    cluster: Machines = "h100-80gb:5P3T",
+    model: Model = "bloom-176b",
+    cluster_file: ClusterFile = None,
+    seeds: Seeds = 3,
+    duration: Duration = 100.0,
+    warmup: Warmup = 20.0,
+    part: Part = "test",
+    baseline: Annotated[str | None, typer.Option(help="Policy to compare with; default the first.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for CSV, JSON and plots.")] = None,
+    engine: EngineName = "simpy",
+    as_json: AsJson = False,
+) -> None:
+    """Run schedulers on the same windows of a workload and compare them."""
+    from splitgym import evaluation
+
+    names = _words(policies)
+    if baseline is not None and baseline not in names:
+        raise SplitgymError(f"baseline {baseline!r} is not among the policies {', '.join(names)}")
+    fields = {"duration_s": duration, "warmup_s": warmup, "part": part}
+    texts = workload or ["poisson:azure-code" if rates else "poisson:azure-code@19"]
+    loads = evaluation.parse_at_rates(texts, _numbers(rates), **fields)
+    resolved = _cluster(cluster, model, cluster_file)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("simulating", total=len(names) * len(loads) * seeds)
+        results = evaluation.evaluate(
+            names, resolved, loads, range(seeds), engine=engine, progress=lambda _: bar.advance(task)
+        )
+    if as_json:
+        print(json.dumps(evaluation.as_json(results, baseline), indent=1, allow_nan=False))
+    else:
+        evaluation.print_tables(results, baseline)
+    _say_stand_ins(results.stand_ins)
+    if out is not None:
+        files = evaluation.write_files(results, out, baseline) + evaluation.write_plots(results, out)
+        Console(stderr=True).print(f"{len(files)} files in {out}")
+
+
+@app.command("max-rate")
+def max_rate(
+    workload: Annotated[
+        str, typer.Option(help="KIND:TRACE@RATE; the rate is tried first.")
+    ] = "poisson:azure-code@8",
+    policies: Annotated[str, typer.Option(help="Routing schedulers, comma-separated.")] = "splitwise,index",
+    cluster: Machines = "h100-80gb:5P3T",
+    model: Model = "bloom-176b",
+    cluster_file: ClusterFile = None,
+    seeds: Seeds = 1,
+    duration: Duration = 100.0,
+    warmup: Warmup = 20.0,
+    part: Part = "test",
+    tolerance: Annotated[float, typer.Option(help="Relative width of the answer.")] = 0.02,
+    engine: EngineName = "simpy",
+    as_json: AsJson = False,
+) -> None:
+    """Highest request rate that meets all nine SLOs, by bisection."""
+    from splitgym import evaluation
+    from splitgym.evaluation.workloads import stand_ins
+
+    load = evaluation.parse(workload, duration_s=duration, warmup_s=warmup, part=part)
+    resolved = _cluster(cluster, model, cluster_file)
+    entrants = [evaluation.contender(name) for name in _words(policies)]
+    found = {}
+    for entrant in entrants:
+        result = evaluation.max_request_rate(
+            entrant, resolved, load, range(seeds), tolerance=tolerance, engine=engine
+        )
+        found[entrant.name] = result
+        if not as_json:
+            print(
+                f"{entrant.name}: {result.rate_per_s:.4g} requests/s (fails at {result.failed_at_per_s:.4g})"
+            )
+    if as_json:
+        print(json.dumps({name: result.as_json() for name, result in found.items()}, indent=1))
+    _say_stand_ins(stand_ins((load,)))
+
+
+@trace_app.command("fetch")
+def trace_fetch(name: Annotated[str, typer.Argument(help="azure-code or azure-conv.")]) -> None:
+    """Download an original trace into the cache and check its sha256."""
+    from splitgym.trace import fetch
+
+    print(fetch(name))
+
+
+@trace_app.command("describe")
+def trace_describe(
+    name: Annotated[str, typer.Argument(help="Name or path.")], as_json: AsJson = False
+) -> None:
+    """Length, rate and token percentiles of a trace."""
+    from splitgym.trace import load
+    from splitgym.trace.describe import describe
+
+    found = describe(load(name))
+    print(json.dumps(found, indent=1) if as_json else "\n".join(f"{k}: {v}" for k, v in found.items()))
+
+
+@profile_app.command("list")
+def profile_list(as_json: AsJson = False) -> None:
+    """Profiles that are shipped."""
+    from splitgym import profile as profiles
+
+    if as_json:
+        print(json.dumps({"models": profiles.model_names(), "machines": profiles.machine_names()}, indent=1))
+        return
+    print("models:  ", ", ".join(profiles.model_names()))
+    print("machines:", ", ".join(profiles.machine_names()))
+
+
+def main() -> None:
+    """Entry point: errors of bad input print one line and exit with 2."""
+    try:
+        add_learning_commands(app)
+        app()
+    except SplitgymError as error:
+        print(f"splitgym: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def add_learning_commands(to: typer.Typer) -> None:
+    """Add `train` and its like where the checkout's `agents/` is there; elsewhere, say how to get them."""
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / "agents" / "cli.py").is_file():
+        if str(checkout) not in sys.path:
+            sys.path.append(str(checkout))
+        try:
+            importlib.import_module("agents.cli").register(to)
+            return
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.split(".")[0] in ("agents", "splitgym"):
+                raise
+            missing = error.name
+        how = f"needs {missing}: pip install -e '.[train]' in {checkout}"
+    else:
+        how = (
+            "learns, and learning is used from a checkout of splitgym with its [train] extra: see the README"
+        )
+    for name in LEARNING_COMMANDS:
+        to.command(name, help=f"(not available here: {how})", hidden=True)(_unavailable(name, how))
+
+
+def _unavailable(name: str, how: str) -> Callable[[], None]:
+    def command() -> None:
+        raise SplitgymError(f"`splitgym {name}` {how}")
+
+    return command
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(word) for word in _words(text)]
+    except ValueError:
+        raise ConfigError(f"rates {text!r}: expected numbers such as 17,19,21") from None
+
+
+def _cluster(text: str, model: str, file: Path | None) -> "Cluster":
+    from splitgym.cluster import Cluster
+
+    if file is not None:
+        return Cluster.resolve(load_yaml(ClusterConfig, file))
+    return Cluster.resolve(make(ClusterConfig, model=model, machines=parse_machines(text)))
+
+
+def _say_stand_ins(stand_ins: dict[str, str]) -> None:
+    for original, used in stand_ins.items():
+        print(
+            f"note: {original} is not on this machine, {used} was used "
+            f"(`splitgym trace fetch {original}` downloads it)",
+            file=sys.stderr,
+        )
+
+
+if __name__ == "__main__":
+    main()

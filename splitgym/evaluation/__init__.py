@@ -1,0 +1,56 @@
+"""Evaluation: run policies on the same windows, compare, report.
+
+>>> from splitgym.evaluation import evaluate
+>>> from splitgym.config import ClusterConfig
+>>> results = evaluate(["splitwise", "index"], ClusterConfig(), ["poisson:azure-code@19"], seeds=range(3))
+"""
+
+from splitgym.evaluation.compare import (
+    Comparison,
+    Interval,
+    bootstrap_mean,
+    compare,
+    interquartile_mean,
+    paired_difference,
+)
+from splitgym.evaluation.max_rate import MaxRate, bisect_rate, max_request_rate
+from splitgym.evaluation.plots import write_plots
+from splitgym.evaluation.report import as_json, print_tables, summary, table, write_files
+from splitgym.evaluation.run import (
+    Contender,
+    FunctionScheduler,
+    PolicyLike,
+    Results,
+    Run,
+    contender,
+    evaluate,
+)
+from splitgym.evaluation.workloads import Workload, parse, parse_at_rates
+
+__all__ = [
+    "Comparison",
+    "Contender",
+    "FunctionScheduler",
+    "Interval",
+    "MaxRate",
+    "PolicyLike",
+    "Results",
+    "Run",
+    "Workload",
+    "as_json",
+    "bisect_rate",
+    "bootstrap_mean",
+    "compare",
+    "contender",
+    "evaluate",
+    "interquartile_mean",
+    "max_request_rate",
+    "paired_difference",
+    "parse",
+    "parse_at_rates",
+    "print_tables",
+    "summary",
+    "table",
+    "write_files",
+    "write_plots",
+]
