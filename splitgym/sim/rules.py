@@ -190,13 +190,10 @@ class Rules(ABC):
         """Give memory to those who wait: outputs of caches already here first, then FCFS."""
         while machine.output_waiters and len(machine.batch) < machine.batching.max_tasks:
             job = machine.output_waiters[0]
-            need = self._output_need(job)
-            if not machine.fits(need):
+            if not machine.fits(self._output_need(job)):
                 return
             machine.output_waiters.popleft()
-            machine.reserve(need)
-            job.held_token += need
-            machine.admit(job)
+            self._admit(machine, job)
             self._wake(machine)
         while machine.memory_waiters:
             job = machine.memory_waiters[0]
@@ -214,14 +211,27 @@ class Rules(ABC):
             else:
                 self._start_transfer(job)
 
-    def _break_deadlock(self, machine: Machine) -> bool:
-        """Drop a cache where machines wait for each other's memory for ever; False where they do not.
+    def _admit(self, machine: Machine, job: Job) -> None:
+        """Reserve what the output needs; the job joins the batch."""
+        need = self._output_need(job)
+        machine.reserve(need)
+        job.held_token += need
+        machine.admit(job)
 
-        The youngest request with a cache here restarts from its prompt phase. (Reserving outputs only at the
-        first decode can fill a machine with prompts of which none can go on.)
+    def _break_deadlock(self, machine: Machine) -> bool:
+        """Let work go on where machines wait for each other's memory for ever; False where they do not.
+
+        (Reserving outputs only at the first decode can fill a machine with prompts of which none can go on.)
+        The first output that does fit goes ahead of the others; where none does, the youngest request with a
+        cache here restarts from its prompt.
         """
         if not self._deadlocked(machine):
             return False
+        for job in machine.output_waiters:
+            if machine.fits(self._output_need(job)):
+                machine.output_waiters.remove(job)
+                self._admit(machine, job)
+                return True
         victim = max([*machine.output_waiters][1:] + [*machine.outbound], key=lambda job: job.request_id)
         self.accounts.preempted(victim)
         self._restart([victim])

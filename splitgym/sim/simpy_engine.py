@@ -3,9 +3,9 @@
 Whoever wants to know what the cluster does reads this file, with `rules.py` (requests, memory, caches),
 `machine.py` (batching on one machine) and `network.py` (shared NICs).
 
-Time is an integer number of nanoseconds. Events of one time happen in the order of `EventKind`, then in the order in which they were scheduled. When an iteration ends, its machine
-begins the next one within the same event; an idle machine that gets work begins in a `START` event, before
-anything else of that time.
+Time is an integer number of nanoseconds. Events of one time happen in the order of `EventKind`, then in the
+order in which they were scheduled. When an iteration ends, its machine begins the next one within the same
+event; an idle machine that gets work begins in a `START` event, before anything else of that time.
 """
 
 from collections.abc import Generator
