@@ -85,6 +85,9 @@ class Accounts:
     def transfer_ended(self, job: Job, now_ns: int) -> None:
         self.outcomes.transfer_end_ns[job.request_id] = now_ns
 
+    def transfer_aborted(self, job: Job) -> None:
+        self.outcomes.transfer_start_ns[job.request_id] = NEVER
+
     def decode_started(self, job: Job, now_ns: int) -> None:
         out, i = self.outcomes, job.request_id
         if out.decode_start_ns[i] == NEVER:

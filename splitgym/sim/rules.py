@@ -311,6 +311,7 @@ class Rules(ABC):
             if transfer in self.network.in_flight[transfer.source]:
                 self._leave_network(transfer)
             self._abort(transfer)
+            self.accounts.transfer_aborted(job)
             target.release(job.held_token, job.prompt_tokens + 1)
             job.held_token = 0
 
