@@ -13,6 +13,10 @@ class TraceError(SplitgymError):
     """A trace that cannot be used."""
 
 
+class MissingTraceError(TraceError):
+    """A published trace that is not on this machine and was not to be downloaded."""
+
+
 class ProfileError(SplitgymError):
     """A profile that cannot be used."""
 

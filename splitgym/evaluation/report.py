@@ -16,7 +16,7 @@ from splitgym.evaluation.workloads import Workload
 from splitgym.metrics import KINDS
 from splitgym.slo import PERCENTILES
 
-TERMINAL_WIDTH = 112
+TERMINAL_WIDTH = 120
 """Columns of text where the output is no terminal (a file, a CI log)."""
 
 
@@ -57,7 +57,8 @@ def table(results: Results, workload: Workload, baseline: str | None = None) -> 
     drawn = Table(
         title=f"{workload.name}, {windows} window(s) of {workload.duration_s:g} s ({workload.part} part)",
         caption="TTFT, TBT, E2E: slowdown against the same request alone on the reference machine, "
-        f"p50 p90 p99; difference: of goodput to {base} on the same windows; brackets: 95 % bootstrap intervals",
+        f"p50 p90 p99; difference: of goodput to {base} on the same windows; "
+        "brackets: 95 % bootstrap intervals",
         box=SIMPLE_HEAD,
         padding=(0, 1),
     )

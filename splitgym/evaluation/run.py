@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from splitgym import schedulers
 from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig, to_mapping
 from splitgym.errors import ConfigError
-from splitgym.evaluation.workloads import Workload, parse, stand_ins
+from splitgym.evaluation.workloads import Workload, find, parse, stand_ins
 from splitgym.metrics import Metrics, RequestTable, request_table, summarise
 from splitgym.schedulers.protocol import RoutingScheduler, SizingScheduler
 from splitgym.sim import make_engine
@@ -149,7 +150,8 @@ def evaluate(
     numbers = tuple(int(s) for s in seeds)
     if not (contenders and loads and numbers):
         raise ConfigError("nothing to evaluate: give at least one policy, one workload and one seed")
-    windows = [(w, s, w.build(s, cluster.num_machines)) for w in loads for s in numbers]
+    load = cache(find)
+    windows = [(w, s, w.build(s, cluster.num_machines, load)) for w in loads for s in numbers]
     for _, _, trace in windows:
         cluster.check(trace)
     runs = []
@@ -160,7 +162,7 @@ def evaluate(
             if progress is not None:
                 progress(run)
     names = tuple(c.name for c in contenders)
-    return Results(cluster, names, loads, numbers, tuple(runs), stand_ins(loads))
+    return Results(cluster, names, loads, numbers, tuple(runs), stand_ins(loads, load))
 
 
 def _run(

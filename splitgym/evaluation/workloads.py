@@ -10,9 +10,8 @@ Everything is taken from one part of the trace (`train`, `validation`, `test`), 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -21,7 +20,7 @@ from pydantic.dataclasses import dataclass
 
 from splitgym import trace as traces
 from splitgym.config import STRICT, make
-from splitgym.errors import ConfigError, TraceError
+from splitgym.errors import ConfigError, MissingTraceError, TraceError
 from splitgym.trace import Trace
 
 Kind = Literal["poisson", "stamps", "shifting", "mixed"]
@@ -83,17 +82,19 @@ class Workload:
         """The same workload at another rate."""
         return replace(self, rate_per_s=rate_per_s)
 
-    def build(self, seed: int = 0, machines: int = 1) -> Trace:
+    def build(self, seed: int = 0, machines: int = 1, load: Callable[[str], Trace] | None = None) -> Trace:
         """The trace of one window: arrivals in [0, end_s).
 
         Args:
             seed: which window (and which Poisson arrivals); one seed gives one trace.
             machines: size of the cluster; decides how many rotated copies real stamps are made of.
+            load: gives a trace by name; None is `find`.
 
         Raises:
             TraceError: a trace that cannot be loaded, or is too short for the window at this speed.
         """
-        parts = [traces.part(find(source), self.part) for source in self.sources]
+        load = load or find
+        parts = [traces.part(load(source), self.part) for source in self.sources]
         if self.kind == "stamps":
             return self._stamps(parts[0], seed, machines)
         assert self.rate_per_s is not None
@@ -170,25 +171,22 @@ def parse_at_rates(texts: Sequence[str], rates_per_s: Sequence[float], **fields:
     return found
 
 
-@lru_cache(maxsize=8)
 def find(name: str) -> Trace:
     """A trace by name or path; for an Azure original that is not on this machine, its built-in likeness.
 
     The name of the trace that comes back says which of the two it is. Nothing is downloaded.
 
     Raises:
-        TraceError: no such trace.
+        TraceError: no such trace, or a file that cannot be used (a damaged original is not replaced).
     """
     try:
         return traces.load(name, download=False)
-    except TraceError:
-        if not name.startswith("azure-") or name.endswith("-synth"):
-            raise
+    except MissingTraceError:
         return traces.load(f"{name}-synth")
 
 
-def stand_ins(workloads: tuple[Workload, ...]) -> dict[str, str]:
+def stand_ins(workloads: Sequence[Workload], load: Callable[[str], Trace] | None = None) -> dict[str, str]:
     """Which originals are missing here and what is used instead: {"azure-code": "azure-code-synth"}."""
     names = {source for workload in workloads for source in workload.sources}
-    found = {name: find(name).name for name in sorted(names)}
+    found = {name: (load or find)(name).name for name in sorted(names)}
     return {name: used for name, used in found.items() if used == f"{name}-synth"}

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from splitgym.errors import TraceError
+from splitgym.errors import MissingTraceError, TraceError
 from splitgym.resources import cache_folder, data_folder
 from splitgym.trace import synth
 from splitgym.trace.loaders import load_file
@@ -115,7 +115,7 @@ def fetch(
     if cached.is_file() and _sha256(cached) == original.sha256:
         return cached
     if not download:
-        raise TraceError(f"{name} is not on this machine: `splitgym trace fetch {name}` downloads it")
+        raise MissingTraceError(f"{name} is not on this machine: `splitgym trace fetch {name}` downloads it")
     # A cached file with another content was damaged: it is ours, so it is replaced.
     _download(name, f"{base_url.rstrip('/')}/{original.file}", original, cached, progress)
     return cached
