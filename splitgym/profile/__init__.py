@@ -1,17 +1,19 @@
 """Profiles: what a model costs on a machine type."""
 
-from splitgym.profile.load import load, load_file, machine_names, model_names, names
-from splitgym.profile.profile import Profile, stack_tables
+from splitgym.profile.load import from_content, load, load_file, machine_names, model_names, names
+from splitgym.profile.profile import Curve, Profile, stack_tables
 from splitgym.profile.roofline import Efficiency, roofline
 from splitgym.profile.specs import MachineSpec, ModelSpec, machines, models
 from splitgym.profile.tables import ProfileTables
 
 __all__ = [
+    "Curve",
     "Efficiency",
     "MachineSpec",
     "ModelSpec",
     "Profile",
     "ProfileTables",
+    "from_content",
     "load",
     "load_file",
     "machine_names",

@@ -1,5 +1,8 @@
 """Read profiles: by (model, machine type, GPUs) from the shipped ones, or any file of the same format."""
 
+import math
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +21,28 @@ _SUFFIXES = (".json", ".yaml", ".yml")
 
 
 def _check_knots(what: str, x: tuple[int, ...], curves: dict[str, tuple[float, ...]], least: int) -> None:
-    """Raise ValueError unless the knots make a usable, non-decreasing curve."""
+    """Raise ValueError unless the knots make a curve."""
     if len(x) < least:
         raise ValueError(f"{what} has {len(x)} knots: give at least {least}")
-    if x[0] < 1 or any(a >= b for a, b in zip(x, x[1:], strict=False)):
+    if x[0] < 1 or any(a >= b for a, b in pairwise(x)):
         raise ValueError(f"{what} must be ascending integers from 1 on")
     for name, y in curves.items():
         if len(y) != len(x):
             raise ValueError(f"{name} has {len(y)} values for {len(x)} knots in {what}")
-        for i, (a, b) in enumerate(zip(y, y[1:], strict=False)):
-            if a > b:
-                raise ValueError(f"{name} decreases from {a:g} at {x[i]} to {b:g} at {x[i + 1]} ({what})")
+        if not all(math.isfinite(v) and v >= 0 for v in y):
+            raise ValueError(f"{name} must be finite and not negative")
+
+
+def _check_rising(where: str, what: str, x: tuple[int, ...], y: tuple[float, ...]) -> None:
+    """Raise ValueError where a curve decreases."""
+    for (x0, y0), (x1, y1) in pairwise(zip(x, y, strict=True)):
+        if y0 > y1:
+            raise ValueError(f"{where} decreases from {y0:g} at {what} {x0} to {y1:g} at {x1}")
 
 
 @dataclass(frozen=True, config=STRICT)
 class PromptCurve:
-    """Time of a prompt iteration by the tokens of the batch, extrapolated linearly."""
+    """Time of a prompt iteration by the tokens of the batch: linear between knots and beyond."""
 
     tokens: tuple[int, ...]
     seconds: tuple[float, ...]
@@ -57,16 +66,10 @@ class TokenCurve:
 
     @model_validator(mode="after")
     def _check(self) -> "TokenCurve":
-        _check_knots(
-            "batch",
-            self.batch,
-            {"seconds": self.seconds, "seconds_per_context_token": self.slopes},
-            least=1,
-        )
-        if self.batch[0] != 1:
-            raise ValueError(f"batch begins at {self.batch[0]}: it must begin at 1")
-        if self.seconds[0] <= 0 or self.slopes[0] < 0:
-            raise ValueError("seconds must be positive and seconds_per_context_token not negative")
+        curves = {"seconds": self.seconds, "seconds_per_context_token": self.slopes}
+        _check_knots("batch", self.batch, curves, least=1)
+        if self.seconds[0] <= 0:
+            raise ValueError("seconds must be positive")
         return self
 
     @property
@@ -89,8 +92,10 @@ class PowerCurve:
     def _check(self) -> "PowerCurve":
         _check_knots("prompt_tokens", self.prompt_tokens, {"prompt_w": self.prompt_w}, least=1)
         _check_knots("token_batch", self.token_batch, {"token_w": self.token_w}, least=1)
-        if self.idle_w < 0:
+        if not 0 <= self.idle_w < math.inf:
             raise ValueError(f"idle_w is {self.idle_w:g}: it must be at least 0")
+        _check_rising("prompt_w", "prompt_tokens", self.prompt_tokens, self.prompt_w)
+        _check_rising("token_w", "token_batch", self.token_batch, self.token_w)
         if min(self.prompt_w[0], self.token_w[0]) < self.idle_w:
             raise ValueError("prompt_w and token_w must not be below idle_w")
         return self
@@ -112,6 +117,20 @@ class ProfileFile:
     mixed_factor: float = Field(default=1.1, ge=1)
     kv_bytes_per_token: int | None = Field(default=None, ge=1)
     """Replaces what follows from the model's dimensions."""
+    raw_tables: bool = False
+    """Take the times as they are: they may decrease and the batches may begin above 1 (extrapolated down).
+    For tables of other simulators; a fitted profile never needs it."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ProfileFile":
+        if self.raw_tables:
+            return self
+        _check_rising("prompt.seconds", "tokens", self.prompt.tokens, self.prompt.seconds)
+        _check_rising("token.seconds", "batch", self.token.batch, self.token.seconds)
+        _check_rising("token.seconds_per_context_token", "batch", self.token.batch, self.token.slopes)
+        if self.token.batch[0] != 1:
+            raise ValueError(f"token.batch begins at {self.token.batch[0]}: it must begin at 1")
+        return self
 
 
 def load(model: str, machine: str, tensor_parallel: int = 8) -> Profile:
@@ -138,7 +157,8 @@ def load(model: str, machine: str, tensor_parallel: int = 8) -> Profile:
         return found
     known_models, known_machines = models(), machines()
     if model not in known_models:
-        raise ProfileError(f"unknown model {model!r}: choose one of {', '.join(known_models)}, or a profile file")
+        choices = ", ".join(known_models)
+        raise ProfileError(f"unknown model {model!r}: choose one of {choices}, or a profile file")
     base = machine.removesuffix(ROOFLINE_SUFFIX)
     if base not in known_machines:
         raise ProfileError(
@@ -163,14 +183,28 @@ def load_file(path: str | Path) -> Profile:
     """A profile from a JSON or YAML file (format: profiles/README.md).
 
     Raises:
-        ProfileError: the file cannot be read, lacks a curve, has one that decreases, or its model does not fit.
+        ProfileError: the file cannot be read, lacks a curve, has one that decreases, or its model does not
+            fit; names file and field.
     """
     path = Path(path)
-    data = read_mapping(path)
-    for key, missing in (("prompt", "prompt curve"), ("token", "token curve"), ("power", "power curve")):
+    return from_content(read_mapping(path), str(path), path.stem)
+
+
+def from_content(data: Mapping[str, Any], where: str, name: str = "") -> Profile:
+    """A profile from the content of a profile file.
+
+    Args:
+        data: as in a file (profiles/README.md).
+        where: what to call the source in an error.
+        name: name of the profile.
+
+    Raises:
+        ProfileError: see `load_file`.
+    """
+    for key in ("prompt", "token", "power"):
         if data.get(key) is None:
-            raise ProfileError(f"{path}: {key}: the {missing} is missing")
-    content = build(ProfileFile, data, str(path))
+            raise ProfileError(f"{where}: {key}: the {key} curve is missing")
+    content = build(ProfileFile, dict(data), where)
     try:
         model = _spec(content.model, models(), "model")
         machine = _spec(content.machine, machines(), "machine").part(content.tensor_parallel)
@@ -188,11 +222,11 @@ def load_file(path: str | Path) -> Profile:
             token_power=Curve(content.power.token_batch, content.power.token_w),
             idle_power_w=content.power.idle_w,
             mixed_factor=content.mixed_factor,
-            name=path.stem,
+            name=name,
             provenance=content.provenance,
         )
     except ProfileError as error:
-        raise ProfileError(f"{path}: {error}") from None
+        raise ProfileError(f"{where}: {error}") from None
 
 
 def names() -> list[str]:
@@ -222,5 +256,6 @@ def _spec(given: Any, known: dict[str, Any], what: str) -> Any:
     if not isinstance(given, str):
         return given
     if given not in known:
-        raise ProfileError(f"{what}: unknown name {given!r}: choose one of {', '.join(known)}, or give its specs")
+        choices = ", ".join(known)
+        raise ProfileError(f"{what}: unknown name {given!r}: choose one of {choices}, or give its specs")
     return known[given]

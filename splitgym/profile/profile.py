@@ -18,7 +18,7 @@ MAX_BATCH = 512
 
 @dataclass(frozen=True)
 class Curve:
-    """A piecewise linear curve by knots: y(x), ascending in x, non-decreasing in y, constant outside."""
+    """A piecewise linear curve by knots, constant outside them."""
 
     x: tuple[int, ...]
     y: tuple[float, ...]
@@ -32,8 +32,8 @@ class Curve:
 class Profile:
     """One model on one machine type. Make with `load`, `load_file` or `roofline`.
 
-    Times are kept as the integers that the engines use: `prompt_time` and `token_time` return the engines' own
-    nanoseconds, as seconds.
+    Times are kept as the integers that the engines use: `prompt_time` and `token_time` return the engines'
+    own nanoseconds, as seconds.
     """
 
     model: ModelSpec
@@ -44,7 +44,7 @@ class Profile:
     """Knots of the prompt curve, ascending."""
     prompt_ns: tuple[int, ...]
     token_batch: tuple[int, ...]
-    """Knots of the token curves by batch size, ascending from 1; linear in between."""
+    """Knots of the token curves by batch size, ascending; linear in between and beyond."""
     token_base: tuple[int, ...]
     """Ticks (2**-16 ns) of a token iteration at context 0, by `token_batch`."""
     token_slope: tuple[int, ...]
@@ -64,9 +64,12 @@ class Profile:
     def __post_init__(self) -> None:
         if self.kv_capacity_tokens < 1:
             raise ProfileError(
-                f"{self.model.name} does not fit {self.tensor_parallel} GPUs of {self.machine.name}: weights are "
-                f"{self.model.weights_bytes:,} bytes, memory is {self.machine.memory_bytes:,}; use more GPUs"
+                f"{self.model.name} does not fit {self.tensor_parallel} GPUs of {self.machine.name}: "
+                f"weights are {self.model.weights_bytes:,} bytes, memory is {self.machine.memory_bytes:,}; "
+                "use more GPUs"
             )
+        if min(_every_batch(self.token_batch, self.token_base)) < 1:
+            raise ProfileError("token.seconds falls to 0 or below within 512 tasks: check its knots")
 
     @property
     def kv_capacity_tokens(self) -> int:
@@ -138,7 +141,7 @@ def _padded(rows: list[tuple[int, ...]], width: int) -> NDArray[np.int64]:
 
 
 def _every_batch(knots: tuple[int, ...], values: tuple[int, ...]) -> list[int]:
-    """(MAX_BATCH + 1,) values by batch size: linear between knots and beyond, in integers; entry 0 repeats 1."""
+    """(MAX_BATCH + 1,) values by batch size, linear between knots and beyond, in integers; 0 has 1's."""
     out = []
     high = 1
     for batch in range(1, MAX_BATCH + 1):

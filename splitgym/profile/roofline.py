@@ -28,12 +28,12 @@ def flops_per_token(model: ModelSpec) -> float:
 
 
 def attention_flops(model: ModelSpec, tokens: int) -> float:
-    """FLOPs of causal attention over one prompt: scores and values, half of 4 x tokens^2 x width, each layer."""
+    """FLOPs of causal attention over one prompt: in each layer half of 4 x tokens^2 x width."""
     return 2.0 * model.layers * model.heads * model.head_dim * float(tokens) ** 2
 
 
 def prompt_seconds(model: ModelSpec, machine: MachineSpec, tokens: int, efficiency: Efficiency) -> float:
-    """Time of an iteration over one prompt: the larger of compute and reading the weights, plus overhead [s]."""
+    """Time of one prompt [s]: the larger of its compute and reading the weights, plus overhead."""
     flops = flops_per_token(model) * tokens + attention_flops(model, tokens)
     compute = flops / (machine.gpus * machine.peak_flops_per_s * efficiency.compute)
     read = model.weights_bytes / (machine.gpus * machine.bandwidth_bytes_per_s * efficiency.memory)
@@ -66,7 +66,7 @@ def roofline(
     """A profile of a dense transformer from its dimensions and the machine's published peaks.
 
     A prompt costs the larger of its FLOPs over the peak and the weights over the bandwidth; a token iteration
-    reads the weights once and every task's keys and values (Williams et al. 2009; Pope et al. 2022, section 2).
+    reads the weights once and every task's keys and values (Williams et al. 2009; Pope et al. 2022).
 
     Args:
         model: the transformer.
@@ -102,6 +102,7 @@ def roofline(
             f"{e.layer_overhead_s * 1e6:g} us a layer",
             "machine": machine.source,
             "model": model.source,
-            "assumed": f"{machine.assumed}; all efficiencies; prompt power at the cap, token power .65 of maximum",
+            "assumed": f"{machine.assumed}; the efficiencies; prompt power at the cap, token power 0.65 of "
+            "maximum or the cap",
         },
     )

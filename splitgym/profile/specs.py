@@ -1,4 +1,4 @@
-"""What a profile is about: a transformer and a machine. Specs come from profiles/models.yaml and machines.yaml."""
+"""What a profile is about: a transformer and a machine (profiles/models.yaml and machines.yaml)."""
 
 import json
 from dataclasses import replace
@@ -94,7 +94,7 @@ class MachineSpec:
     @property
     def power_cap_w(self) -> float:
         """Most that the machine's GPUs draw together."""
-        return self.gpus * self.max_power_w * self.power_limit
+        return round(self.gpus * self.max_power_w * self.power_limit, 6)
 
     def part(self, gpus: int) -> "MachineSpec":
         """A slice of this machine with some of its GPUs: memory, links, cost and power in proportion.
