@@ -4,7 +4,7 @@ import numpy as np
 
 from splitgym.cluster import Cluster
 from splitgym.profile import Profile
-from splitgym.sim.job import Job, Phase
+from splitgym.sim.job import Job
 from splitgym.sim.machine import Iteration
 from splitgym.sim.outcomes import NEVER, Outcomes
 from splitgym.trace import Trace
@@ -122,24 +122,25 @@ class Accounts:
 
     # ---- machines -----------------------------------------------------------------------------------------
 
-    def iterated(self, machine: int, iteration: Iteration, now_ns: int) -> None:
-        """An iteration ended, or was cut short by a failure (then it produced nothing)."""
+    def spent(self, machine: int, iteration: Iteration, now_ns: int) -> None:
+        """Time and energy of an iteration that ended, or was cut short by a failure."""
         out = self.outcomes
         spent_ns = now_ns - iteration.start_ns
         self._active_j[machine] += self._power[machine].watts(iteration) * (spent_ns / NS_PER_S)
         out.busy_ns[machine] += spent_ns
         if iteration.prompts:
             out.prompt_busy_ns[machine] += spent_ns
-        if now_ns < iteration.end_ns:
-            return
-        alive = [job for job in iteration.prompts if job.phase is not Phase.CANCELLED]
-        out.prompted_tokens[machine] += sum(job.prompt_tokens for job in alive)
-        decoded = sum(job.phase is not Phase.CANCELLED for job in iteration.decodes)
-        out.generated_tokens[machine] += len(alive) + decoded
+
+    def produced(self, machine: int, prompts: list[Job], decodes: int) -> None:
+        """Tokens that an iteration computed."""
+        out = self.outcomes
+        if prompts:
+            out.prompted_tokens[machine] += sum(job.prompt_tokens for job in prompts)
+        out.generated_tokens[machine] += len(prompts) + decodes
 
     def failed(self, machine: int, iteration: Iteration | None, now_ns: int) -> None:
         if iteration is not None:
-            self.iterated(machine, iteration, now_ns)
+            self.spent(machine, iteration, now_ns)
         self._failed_at[machine] = now_ns
 
     def recovered(self, machine: int, now_ns: int) -> None:

@@ -93,29 +93,27 @@ class Rules(ABC):
         """Every token task has one more token, every prompt its first."""
         now = self.now_ns
         machine.iteration = None
-        self.accounts.iterated(machine.index, iteration, now)
+        prompts = [job for job in iteration.prompts if job.phase is not Phase.CANCELLED]
+        self.accounts.spent(machine.index, iteration, now)
+        self.accounts.produced(machine.index, prompts, len(iteration.decodes))
         self.visibility.iterated(machine.index, iteration, now)
-        self._end_decodes(machine, iteration)
-        for job in iteration.prompts:
-            if job.phase is not Phase.CANCELLED:
-                self._end_prompt(machine, job)
+        self._end_decodes(machine, iteration.decodes)
+        for job in prompts:
+            self._end_prompt(machine, job)
         self._grant(machine)
         self._check_drained(machine)
         self.visibility.changed(machine.index)
 
-    def _end_decodes(self, machine: Machine, iteration: Iteration) -> None:
+    def _end_decodes(self, machine: Machine, decodes: list[Job]) -> None:
+        # None of them is cancelled: a failure here would have cut the iteration short.
         done = []
-        alive = 0
-        for job in iteration.decodes:
-            if job.phase is Phase.CANCELLED:
-                continue
-            alive += 1
+        for job in decodes:
             job.generated += 1
             if job.generated == job.output_tokens:
                 done.append(job)
-        machine.used += alive
-        machine.batch_context += alive
-        machine.context += alive
+        machine.used += len(decodes)
+        machine.batch_context += len(decodes)
+        machine.context += len(decodes)
         for job in done:
             machine.forget_context(job)
             machine.release(job.held_token, job.prompt_tokens + job.generated)
@@ -136,6 +134,7 @@ class Rules(ABC):
             self._finish(job)
             if job.split:
                 self._grant(target)
+                self._check_drained(target)
         elif not job.split:
             job.held_token, job.held_prompt = job.held_prompt, 0
             machine.cache_is_here(job)
