@@ -7,7 +7,6 @@ rows costs little more than its three arrays (24 bytes a row). Formats are told 
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from splitgym.errors import TraceError
 from splitgym.trace import csv_rows
 from splitgym.trace.csv_rows import Head
+from splitgym.trace.schemas import Schema, match_schema
 from splitgym.trace.trace import Trace, find_problem
 from splitgym.types import NS_PER_S, UNKNOWN
 
@@ -30,43 +30,6 @@ BLOCK_BYTES = 4 << 20
 BLOCK_ROWS = 1 << 17
 
 Columns = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Schema:
-    """One known file format: which of its columns is which of ours."""
-
-    name: str
-    columns: dict[str, str]  # ours -> the file's
-    optional: dict[str, str]  # ours -> the file's
-    clock: bool = False
-    """Arrivals are dates and times; they are shifted so that the first is 0."""
-    fixed: tuple[tuple[str, int], ...] = ()
-    """Columns that must have this value when they are there: anything else is no request of ours."""
-    dropped: tuple[str, ...] = ()
-    """Known columns that say nothing about a request's arrival or size."""
-
-
-SCHEMAS = (
-    Schema(
-        "splitgym",
-        {"arrival_s": "arrival_s", "prompt_tokens": "prompt_tokens", "output_tokens": "output_tokens"},
-        {"max_tokens": "max_tokens"},
-    ),
-    Schema(
-        "azure",
-        {"arrival_s": "TIMESTAMP", "prompt_tokens": "ContextTokens", "output_tokens": "GeneratedTokens"},
-        {},
-        clock=True,
-    ),
-    Schema(
-        "splitwise-sim",
-        {"arrival_s": "arrival_timestamp", "prompt_tokens": "prompt_size", "output_tokens": "token_size"},
-        {},
-        fixed=(("batch_size", 1), ("request_type", 2)),
-        dropped=("request_id", "application_id"),
-    ),
-)
 
 
 def load_file(path: str | Path, name: str | None = None) -> Trace:
@@ -133,28 +96,24 @@ def save(trace: Trace, path: str | Path) -> None:
         raise TraceError(f"{path}: cannot be written ({error})") from None
 
 
-def match_schema(path: Path, names: list[str]) -> Schema:
-    """The format whose columns these are.
+class _Column:
+    """An array that grows in place: a large block is remapped by realloc, so nothing is ever there twice."""
 
-    Raises:
-        TraceError: columns of a known format are missing, or no format is near.
-    """
-    for name in names:
-        if names.count(name) > 1:
-            raise TraceError(f"{path}: column {name} is there twice")
+    def __init__(self, kind: type[np.generic]) -> None:
+        self.array: NDArray[Any] = np.empty(0, kind)
+        self.size = 0
 
-    def present(schema: Schema) -> int:
-        return sum(column in names for column in schema.columns.values())
+    def extend(self, values: NDArray[Any]) -> None:
+        end = self.size + len(values)
+        if end > len(self.array):
+            self.array.resize(end + end // 8 + BLOCK_ROWS, refcheck=False)
+        self.array[self.size : end] = values
+        self.size = end
 
-    best = max(SCHEMAS, key=present)
-    missing = [column for column in best.columns.values() if column not in names]
-    if not missing:
-        return best
-    if present(best):
-        lacks = "column " + missing[0] if len(missing) == 1 else "columns " + ", ".join(missing)
-        raise TraceError(f"{path}: lacks the {lacks} of the {best.name} format; it has {', '.join(names)}")
-    known = "; ".join(",".join(schema.columns.values()) for schema in SCHEMAS)
-    raise TraceError(f"{path}: no known trace format: has columns {', '.join(names)}, expected {known}")
+    def take(self) -> NDArray[Any]:
+        """The array, cut to what was added."""
+        self.array.resize(self.size, refcheck=False)
+        return self.array
 
 
 class _Gather:
@@ -165,7 +124,9 @@ class _Gather:
         self.fixed = [(column, value) for column, value in schema.fixed if column in names]
         self.wanted = dict(schema.columns)
         self.wanted |= {ours: theirs for ours, theirs in schema.optional.items() if theirs in names}
-        self.chunks: dict[str, list[NDArray[Any]]] = {ours: [] for ours in self.wanted}
+        self.columns = {
+            ours: _Column(np.float64 if ours == "arrival_s" else np.int64) for ours in self.wanted
+        }
         self.rows = 0
         self.last_s = 0.0
         self.start_ns: int | None = None
@@ -213,8 +174,7 @@ class _Gather:
         self.rows += shortest
         self.last_s = float(columns["arrival_s"][-1])
         for ours, column in columns.items():
-            kind = np.float64 if ours == "arrival_s" else np.int64
-            self.chunks[ours].append(column.astype(kind))
+            self.columns[ours].extend(column)
 
     def _seconds(self, column: Any) -> NDArray[Any]:
         if not self.schema.clock:
@@ -239,10 +199,7 @@ class _Gather:
         saved_name = self.path.stem
         if about is not None:
             saved_name, provenance = _read_about(self.path, about)
-        arrays: Columns = {}
-        for ours in list(self.chunks):
-            # One column at a time: only one is ever there twice.
-            arrays[ours] = np.concatenate(self.chunks.pop(ours))
+        arrays = {ours: column.take() for ours, column in self.columns.items()}
         return Trace(
             arrays["arrival_s"],
             arrays["prompt_tokens"],
