@@ -55,7 +55,7 @@ def evaluate(
     ] = None,
     rates: Annotated[
         str, typer.Option(help="Requests/s, comma-separated, for workloads without a rate.")
-    ] = "19",
+    ] = "",
     policies: Annotated[
         str,
         typer.Option(help="Routing schedulers, comma-separated; +NAME adds pool sizing (index+reactive)."),
@@ -82,7 +82,10 @@ def evaluate(
     texts = workload or ["poisson:azure-code" if rates else "poisson:azure-code@19"]
     loads = evaluation.parse_at_rates(texts, _numbers(rates), **fields)
     resolved = _cluster(cluster, model, cluster_file)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    if out is not None:
+        _make_folder(out)
+    screen = Console(stderr=True)
+    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task("simulating", total=len(names) * len(loads) * seeds)
         results = evaluation.evaluate(
             names, resolved, loads, range(seeds), engine=engine, progress=lambda _: bar.advance(task)
@@ -224,6 +227,14 @@ def _cluster(text: str, model: str, file: Path | None) -> "Cluster":
     if file is not None:
         return Cluster.resolve(load_yaml(ClusterConfig, file))
     return Cluster.resolve(make(ClusterConfig, model=model, machines=parse_machines(text)))
+
+
+def _make_folder(path: Path) -> None:
+    """Before the work, so that a bad place does not cost its results."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {path}: cannot be made a folder ({error.strerror})") from None
 
 
 def _say_stand_ins(stand_ins: dict[str, str]) -> None:

@@ -1,0 +1,146 @@
+"""The command line: what users type, what they see, and one line where the input is bad."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from splitgym import cli
+from splitgym.errors import SplitgymError
+
+SMALL = ["--cluster", "h100-80gb:1P1T", "--model", "llama2-70b", "--duration", "4", "--warmup", "1"]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """The exit code of `splitgym words`, through `main` as a user meets it."""
+    monkeypatch.setattr(sys, "argv", ["splitgym", *words])
+    monkeypatch.setattr(cli, "add_learning_commands", lambda to: None)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return stopped.value.code if isinstance(stopped.value.code, int) else 0
+
+
+def test_evaluate_prints_a_table_and_writes_files(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["--workload", "poisson:azure-code-synth", "--rates", "2,3", "--seeds", "2"]
+    words += ["--policies", "round-robin, index", "--out", str(tmp_path)]
+    assert run(monkeypatch, "evaluate", *words, *SMALL) == 0
+    out = capsys.readouterr().out
+    assert "round-robin" in out and "azure-code-synth@2" in out and "azure-code-synth@3" in out
+    assert {"runs.csv", "summary.csv", "results.json"} <= {p.name for p in tmp_path.iterdir()}
+    assert (tmp_path / "attainment-by-rate.png").is_file()
+
+
+def test_json_is_all_that_stdout_holds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SPLITGYM_DATA", str(tmp_path))
+    monkeypatch.setenv("SPLITGYM_CACHE", str(tmp_path))
+    words = ["--workload", "poisson:azure-code@2", "--seeds", "1", "--policies", "random", "--json"]
+    assert run(monkeypatch, "evaluate", *words, *SMALL) == 0
+    found = capsys.readouterr()
+    assert json.loads(found.out)["policies"] == ["random"]
+    assert "azure-code-synth was used" in found.err, "a stand-in is said, on stderr"
+
+
+def test_max_rate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--workload", "poisson:azure-conv-synth@4", "--policies", "split-jsq", "--tolerance", "0.5"]
+    assert run(monkeypatch, "max-rate", *words, *SMALL, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["split-jsq"]
+    assert found["rate_per_s"] < found["failed_at_per_s"] and found["tried"][0]["rate_per_s"] == 4
+
+
+def test_cluster_file_replaces_the_options(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text("model: llama2-70b\nmachines:\n- {machine: a100-80gb, count: 2, pool: mixed}\n")
+    words = ["--workload", "poisson:azure-conv-synth@1", "--seeds", "1", "--policies", "jsq-tokens", "--json"]
+    words += ["--cluster-file", str(path), "--duration", "4", "--warmup", "1"]
+    assert run(monkeypatch, "evaluate", *words) == 0
+    assert json.loads(capsys.readouterr().out)["cluster"]["machines"][0]["machine"] == "a100-80gb"
+
+
+def test_describe_and_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "trace", "describe", "azure-conv-synth", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["requests"] > 1000 and found["prompt_tokens_p50"] <= found["prompt_tokens_p90"]
+    assert run(monkeypatch, "profile", "list", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "bloom-176b" in found["models"] and "h100-80gb" in found["machines"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["evaluate", "--policies", "no-such"], "no-such"),
+        (["evaluate", "--policies", "index", "--baseline", "random"], "baseline"),
+        (["evaluate", "--workload", "poisson:nothing@3"], "nothing"),
+        (["evaluate", "--workload", "poisson:azure-code-synth", "--rates", "3,x"], "3,x"),
+        (["evaluate", "--cluster", "h100-80gb:3Q"], "3Q"),
+        (["evaluate", "--cluster", "h100-80gb:3P"], "token phase"),
+        (["evaluate", "--cluster", "h900:3P1T"], "h900"),
+        (["evaluate", "--part", "exam"], "part"),
+        (["evaluate", "--cluster-file", "/no/such.yaml"], "/no/such.yaml"),
+        (["evaluate", "--out", "/dev/null/here"], "/dev/null/here"),
+        (["trace", "describe", "/no/such.csv"], "/no/such.csv"),
+        (["trace", "fetch", "azure-codec"], "azure-codec"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    words: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, *words) == 2
+    found = capsys.readouterr()
+    assert found.out == "" and found.err.count("\n") == 1
+    assert found.err.startswith("splitgym: ") and says in found.err
+
+
+def test_learning_commands_come_from_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "splitgym" / "cli.py"
+    monkeypatch.setattr(cli, "__file__", str(fake))
+    without = typer.Typer()
+    cli.add_learning_commands(without)
+    result = CliRunner().invoke(without, ["train"])
+    assert isinstance(result.exception, SplitgymError) and "checkout" in str(result.exception)
+
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "cli.py").touch()
+
+    class Module:
+        @staticmethod
+        def register(to: typer.Typer) -> None:
+            @to.command()
+            def train() -> None:
+                print("learning")
+
+            @to.command()
+            def other() -> None: ...
+
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: {"agents.cli": Module}[name])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    app = typer.Typer()
+    cli.add_learning_commands(app)
+    assert "learning" in CliRunner().invoke(app, ["train"]).output
+
+    def no_torch(name: str) -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(cli.importlib, "import_module", no_torch)
+    bare = typer.Typer()
+    cli.add_learning_commands(bare)
+    result = CliRunner().invoke(bare, ["train"])
+    assert "needs torch" in str(result.exception)
+
+
+def test_help_is_quick_to_import() -> None:
+    code = (
+        "import sys, splitgym.cli; print([m for m in ('torch', 'matplotlib', 'simpy') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]", "heavy packages are imported by the commands that need them"
