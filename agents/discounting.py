@@ -1,9 +1,9 @@
 """Discounting by simulated time instead of by step.
 
-One step lasts until the next decision, a few milliseconds in a burst and seconds in a lull. So what lies `t` seconds
-ahead counts `exp(-t / discount_s)`, and the traces of GAE decay as `exp(-t / (1 / (1 / discount_s + 1 / trace_s)))`,
-whatever the number of decisions in between. stable-baselines3 has one gamma a model; these buffers have one a step,
-computed from `info["elapsed_s"]`, which `RealTime` hands them.
+One step lasts until the next decision, a few milliseconds in a burst and seconds in a lull. So what lies `t`
+seconds ahead counts `exp(-t / discount_s)`, and the traces of GAE decay as `exp(-t / (1 / (1 / discount_s + 1
+/ trace_s)))`, whatever the number of decisions in between. stable-baselines3 has one gamma a model; these
+buffers have one a step, computed from `info["elapsed_s"]`, which `RealTime` hands them.
 """
 
 from typing import Any
@@ -85,7 +85,9 @@ class RealTimeMaskableRolloutBuffer(_RealTimeRollout, MaskableDictRolloutBuffer)
 class RealTimeReplayBuffer(DictReplayBuffer):
     """For DQN: each transition carries its own discount."""
 
-    def __init__(self, *args: Any, discount_s: float = 10.0, reward_scale: float = 1.0, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, discount_s: float = 10.0, reward_scale: float = 1.0, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.discount_s = discount_s
         self.reward_scale = reward_scale
@@ -102,9 +104,10 @@ class RealTimeReplayBuffer(DictReplayBuffer):
     def sample(self, batch_size: int, env: Any = None) -> DictReplayBufferSamples:  # type: ignore[override]
         """Transitions drawn at random with their discounts."""
         top = self.buffer_size if self.full else self.pos
-        rows = np.random.randint(0, top, size=batch_size)
-        # DictReplayBuffer draws the environment inside `_get_samples`; here it must be known for the discount.
-        columns = np.random.randint(0, self.n_envs, size=batch_size)
+        rows = np.random.randint(0, top, size=batch_size)  # noqa: NPY002  (as SB3 does)
+        # DictReplayBuffer draws the environment inside `_get_samples`; here it must be known for the
+        # discount.
+        columns = np.random.randint(0, self.n_envs, size=batch_size)  # noqa: NPY002
 
         def pick(arrays: dict[str, NDArray[Any]]) -> dict[str, th.Tensor]:
             return {key: self.to_torch(array[rows, columns]) for key, array in arrays.items()}
@@ -123,7 +126,8 @@ class RealTimeReplayBuffer(DictReplayBuffer):
 class RealTime(BaseCallback):
     """Hands `info["elapsed_s"]` of each step to the buffer before it stores the step.
 
-    An episode's last step already holds the outcomes of every request still in the system, so nothing is left to
+    An episode's last step already holds the outcomes of every request still in the system, so nothing is left
+    to
     bootstrap: the time limit's flag, which makes stable-baselines3 add a value there, is cleared.
     """
 
@@ -131,7 +135,7 @@ class RealTime(BaseCallback):
         infos = self.locals["infos"]
         elapsed = np.array([info["elapsed_s"] for info in infos], np.float32)
         model: Any = self.model
-        buffer = getattr(model, "rollout_buffer", None) or model.replay_buffer
+        buffer = model.rollout_buffer if hasattr(model, "rollout_buffer") else model.replay_buffer
         buffer.set_elapsed(elapsed)
         for info in infos:
             info["TimeLimit.truncated"] = False

@@ -1,13 +1,12 @@
 """The distribution over decisions: a pair of machines, a number of machines to move, or both.
 
-A pair (p, t) is drawn from one softmax over all pairs with logits `a[p] + b[t] + s[p] * (p == t)`. That is the shape
-of the index scheduler's cost (`A(p) + B(t)`, with another B when p = t), which two independent categoricals, as
-stable-baselines3 would use for MultiDiscrete, cannot express.
+A pair (p, t) is drawn from one softmax over all pairs with logits `a[p] + b[t] + s[p] * (p == t)`. That is
+the shape of the index scheduler's cost (`A(p) + B(t)`, with another B when p = t), which two independent
+categoricals, as stable-baselines3 would use for MultiDiscrete, cannot express.
 """
 
 from typing import Any
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from numpy.typing import NDArray
@@ -26,7 +25,8 @@ class DecisionShape:
     """What a decision consists of, read from an action space.
 
     Attributes:
-        places: choices for each machine of the pair (M, or M + 1 where the last means "does not apply"); 0 for none.
+        places: choices for each machine of the pair (M, or M + 1 where the last means "does not apply"); 0
+            for none.
         sizes: choices for the machines to move; 0 for none.
         flat: the pair is one integer `p * places + t`.
     """
@@ -57,6 +57,7 @@ class DecisionDistribution(MaskableDistribution):
         self.shape = shape
         self.pair: th.Tensor | None = None  # (B, N * N) log-probabilities
         self.size: th.Tensor | None = None  # (B, S) log-probabilities
+        self.random: th.Generator | None = None  # samples are drawn from it; None is torch's global one
 
     def proba_distribution_net(self, *args: Any, **kwargs: Any) -> nn.Module:
         """The policy's own network makes the logits."""
@@ -114,7 +115,9 @@ class DecisionDistribution(MaskableDistribution):
         """Actions (B,) or (B, 2) or (B, 3)."""
 
         def draw(log_probs: th.Tensor | None) -> th.Tensor | None:
-            return None if log_probs is None else th.multinomial(log_probs.exp(), 1).squeeze(1)
+            if log_probs is None:
+                return None
+            return th.multinomial(log_probs.exp(), 1, generator=self.random).squeeze(1)
 
         return self._actions(draw(self.pair), draw(self.size))
 
@@ -150,8 +153,3 @@ class DecisionDistribution(MaskableDistribution):
         """See `Distribution`."""
         actions = self.actions_from_params(*args, **kwargs)
         return actions, self.log_prob(actions)
-
-
-def as_batch(masks: NDArray[Any]) -> NDArray[np.bool_]:
-    """One action mask as a batch of one."""
-    return np.asarray(masks, bool)[None]

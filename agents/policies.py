@@ -1,12 +1,13 @@
-"""Policies that score machines with one shared network, so that the order and the number of machines do not matter.
+"""Policies that score machines with one shared network, so that the order and the number of machines do not
+matter.
 
-Observation (a Dict): `machines` (M, F), `cluster` (G,), `request` (R,), `mask` (M,) with 1 for real machines. Each
-machine is encoded with the cluster's and the request's features beside its own; the mean and the maximum over real
-machines are the context of all scores. The value has a network of its own, and the gradients of the two are clipped
+Observation (a Dict): `machines` (M, F), `cluster` (G,), `request` (R,), `mask` (M,) with 1 for real machines.
+Each machine is encoded with the cluster's and the request's features beside its own; the mean and the maximum
+over real machines are the context of all scores. The value has a network of its own, and the gradients of the
+two are clipped
 apart: clipped together, the value's large gradients froze the policy (see docs/training.md).
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -143,9 +144,7 @@ class _Scorer:
             {"params": list(self.decision_net.parameters())},
             {"params": list(self.value_only.parameters())},
         ]
-        self.optimizer = ClippedAdam(
-            groups, max_group_norm=self.max_group_norm, lr=lr_schedule(1), eps=1e-5
-        )
+        self.optimizer = ClippedAdam(groups, max_group_norm=self.max_group_norm, lr=lr_schedule(1), eps=1e-5)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data: dict[str, Any] = super()._get_constructor_parameters()  # type: ignore[misc]
@@ -177,16 +176,20 @@ class _Scorer:
         """(B, 1)."""
         return self.value_only(obs)
 
-    def decide(self, obs: dict[str, Any], masks: Any, temperature: float) -> Any:
+    def decide(
+        self, obs: dict[str, Any], masks: Any, temperature: float, random: th.Generator | None = None
+    ) -> Any:
         """Actions for a batch of observations: sampled at a temperature, the likeliest at 0.
 
         Args:
             obs: arrays with a leading batch axis.
             masks: (B, mask_dims) or None.
             temperature: 1 samples as in training.
+            random: what samples are drawn with; None is torch's global generator.
         """
         with th.no_grad():
             distribution = self.get_distribution(obs_as_tensor(obs, th.device("cpu")), masks)
+            distribution.random = random
             if temperature > 0:
                 distribution.sharpen(temperature)
             return distribution.get_actions(deterministic=temperature <= 0).numpy()
@@ -198,8 +201,3 @@ class ScorerPolicy(_Scorer, ActorCriticPolicy):  # type: ignore[misc]
 
 class MaskableScorerPolicy(_Scorer, MaskableActorCriticPolicy):  # type: ignore[misc]
     """For MaskablePPO."""
-
-
-def parameters_of(policies: Iterable[nn.Module]) -> int:
-    """Trainable numbers."""
-    return sum(p.numel() for policy in policies for p in policy.parameters())

@@ -1,15 +1,15 @@
-"""A run folder: everything that one training run leaves, written so that a kill at any moment loses no more than the
-steps since the last checkpoint.
+"""A run folder: everything that one training run leaves, written so that a kill at any moment loses no more
+than the steps since the last checkpoint.
 
     config.yaml         the resolved configuration, every field
     meta.json           git revision, package versions, seed, command, start time
     progress.json       steps done, total, state (running, interrupted, finished)
-    checkpoints/        step-000012288/ {model.zip (optimizer included), state.json (RNGs, counters), replay.npz}
-    best/               model.zip and metrics.json of the best evaluation
-    evaluations.csv     one row an evaluation
-    tensorboard/        event files
+    checkpoints/        step-000012288/ {model.zip (optimizer included), state.json (RNGs, counters),
+    replay.npz} best/               model.zip and metrics.json of the best evaluation evaluations.csv     one
+    row an evaluation tensorboard/        event files
 
-A checkpoint is written into a temporary folder which is then renamed; files are written beside themselves and renamed.
+A checkpoint is written into a temporary folder which is then renamed; files are written beside themselves and
+renamed.
 """
 
 import csv
@@ -42,7 +42,7 @@ def write_atomic(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def git_revision(folder: Path) -> str:
@@ -72,7 +72,7 @@ def versions() -> dict[str, str]:
 
 def rng_state() -> dict[str, Any]:
     """State of the generators that learning draws from (torch, NumPy's and Python's global ones), as JSON."""
-    kind, keys, position, has_gauss, cached = np.random.get_state()
+    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002  (SB3 draws from the global one)
     version, internal, gauss = random.getstate()
     return {
         "torch": b64encode(th.get_rng_state().numpy().tobytes()).decode(),
@@ -86,7 +86,7 @@ def restore_rng(state: Mapping[str, Any]) -> None:
     raw = np.frombuffer(b64decode(state["torch"]), np.uint8).copy()
     th.set_rng_state(th.from_numpy(raw))
     kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, np.array(keys, np.uint32), position, has_gauss, cached))
+    np.random.set_state((kind, np.array(keys, np.uint32), position, has_gauss, cached))  # noqa: NPY002
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
 
@@ -109,7 +109,9 @@ class RunFolder:
             ConfigError: there is a run already.
         """
         if self.config_file.exists():
-            raise ConfigError(f"{self.path} holds a run already: continue it with --resume, or name another folder")
+            raise ConfigError(
+                f"{self.path} holds a run already: continue it with --resume, or name another folder"
+            )
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.tensorboard.mkdir(exist_ok=True)
         meta = {
@@ -168,7 +170,7 @@ class RunFolder:
             save_replay(replay, temporary / "replay.npz")
         if final.exists():
             shutil.rmtree(final)
-        os.replace(temporary, final)
+        temporary.replace(final)
         for old in sorted(self.checkpoints.glob("step-*"))[:-keep]:
             shutil.rmtree(old)
         return final
@@ -183,15 +185,15 @@ class RunFolder:
         old = self.path / ".old-best"
         shutil.rmtree(old, ignore_errors=True)
         if self.best.exists():
-            os.replace(self.best, old)
-        os.replace(temporary, self.best)
+            self.best.replace(old)
+        temporary.replace(self.best)
         shutil.rmtree(old, ignore_errors=True)
 
     def repair_best(self) -> None:
         """Finish a `save_best` that was killed between its two renames."""
         old = self.path / ".old-best"
         if old.exists() and not self.best.exists():
-            os.replace(old, self.best)
+            old.replace(self.best)
 
     def best_score(self, key: str) -> float:
         """Metric `key` of the best model, minus infinity before there is one."""
@@ -224,7 +226,9 @@ def save_replay(buffer: Any, path: Path) -> None:
     top = buffer.buffer_size if buffer.full else buffer.pos
     arrays = {f"observations.{key}": array[:top] for key, array in buffer.observations.items()}
     arrays |= {f"next_observations.{key}": array[:top] for key, array in buffer.next_observations.items()}
-    arrays |= {name: getattr(buffer, name)[:top] for name in ("actions", "rewards", "dones", "timeouts", "gammas")}
+    arrays |= {
+        name: getattr(buffer, name)[:top] for name in ("actions", "rewards", "dones", "timeouts", "gammas")
+    }
     np.savez(path, position=np.array([buffer.pos, int(buffer.full)]), **arrays)
 
 
@@ -240,3 +244,8 @@ def load_replay(buffer: Any, path: Path) -> None:
             target = getattr(buffer, field)
             array = arrays[name]
             (target[key] if key else target)[: len(array)] = array
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What `save_checkpoint` was told: steps, counters, RNGs."""
+    return dict(json.loads((checkpoint / "state.json").read_text()))

@@ -3,6 +3,7 @@
 Machines hold queues that drain with time; a good decision takes the shortest. No simulator is involved.
 """
 
+import time
 from typing import Any
 
 import gymnasium as gym
@@ -97,3 +98,44 @@ class StandIn(gym.Env[Obs, Any]):
             "request": np.array([self.size, 0.0], np.float32),
             "mask": (np.arange(self.m) < self.machines).astype(np.float32),
         }
+
+
+class ShortestQueue:
+    """A teacher: the allowed machine with the shortest queue, for both parts."""
+
+    def begin(self, env: Any, seed: int) -> None:
+        pass
+
+    def action(self, env: Any) -> Any:
+        allowed = np.arange(env.m) < env.machines
+        allowed[env.down] = False
+        best = int(np.where(allowed, env.queue, np.inf).argmin())
+        return best * env.m + best if env.kind == "flat" else np.array([best, best])
+
+
+class StandInTask:
+    """The stand-in environment as a task; goodput is the mean reward of two fixed episodes."""
+
+    def __init__(self, kind: str = "routing", pause_s: float = 0.0) -> None:
+        self.kind, self.pause_s = kind, pause_s
+
+    def make_env(self) -> StandIn:
+        return StandIn(self.kind)
+
+    def teacher(self) -> ShortestQueue:
+        return ShortestQueue()
+
+    def judge(self, model: Any) -> dict[str, float]:
+        from agents.evaluation import decide
+
+        time.sleep(self.pause_s)
+        env = self.make_env()
+        rewards = []
+        for seed in (1, 2):
+            observation, _ = env.reset(seed=seed)
+            over = False
+            while not over:
+                action = decide(model, observation, env.action_masks(), 0.0)
+                observation, reward, _, over, _ = env.step(action)
+                rewards.append(reward)
+        return {"goodput": float(np.mean(rewards)), "ttft_slowdown_p50": 1.0}

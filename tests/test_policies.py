@@ -1,4 +1,5 @@
-"""The scorer policies: the order and the padding of machines do not matter, what is masked is never chosen."""
+"""The scorer policies: the order and the padding of machines do not matter, what is masked is never chosen.
+"""
 
 import numpy as np
 import pytest
@@ -47,7 +48,9 @@ def test_scores_move_with_the_machines():
     pair = policy.get_distribution(obs).pair.reshape(6, 5, 5)
     pair_moved = policy.get_distribution(moved).pair.reshape(6, 5, 5)
     assert pair.std() > 0.1
-    np.testing.assert_allclose(pair_moved.detach(), pair[:, order][:, :, order].detach(), atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(
+        pair_moved.detach(), pair[:, order][:, :, order].detach(), atol=1e-4, rtol=1e-4
+    )
     np.testing.assert_allclose(
         policy.predict_values(moved).detach(), policy.predict_values(obs).detach(), atol=1e-5
     )
@@ -74,7 +77,9 @@ def test_padding_changes_nothing(kind):
         assert n == len(keep)
         probabilities = b.pair.exp().reshape(4, wider, wider)
         kept = probabilities[:, keep][:, :, keep]
-        np.testing.assert_allclose(kept.detach(), a.pair.exp().reshape(4, n, n).detach(), atol=1e-4, rtol=1e-4)
+        np.testing.assert_allclose(
+            kept.detach(), a.pair.exp().reshape(4, n, n).detach(), atol=1e-4, rtol=1e-4
+        )
         np.testing.assert_allclose(kept.sum((1, 2)).detach(), 1.0, atol=1e-4, rtol=1e-4)
     if a.size is not None:
         np.testing.assert_allclose(b.size.detach(), a.size.detach(), atol=1e-4, rtol=1e-4)
@@ -175,4 +180,6 @@ def test_a_step_without_elapsed_time_is_refused():
     space = spaces.Dict({"x": spaces.Box(0, 1, (1,), np.float32)})
     buffer = RealTimeRolloutBuffer(2, space, spaces.Discrete(2), device="cpu", n_envs=1)
     with pytest.raises(RuntimeError, match="elapsed"):
-        buffer.add({"x": np.zeros((1, 1))}, np.zeros((1, 1)), np.ones(1), np.zeros(1), th.zeros(1), th.zeros(1))
+        buffer.add(
+            {"x": np.zeros((1, 1))}, np.zeros((1, 1)), np.ones(1), np.zeros(1), th.zeros(1), th.zeros(1)
+        )

@@ -1,0 +1,261 @@
+"""One frozen dataclass that holds every knob of a training run. Read from YAML and the command line; unknown
+keys are errors. A run folder keeps the resolved one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from splitgym.config import STRICT, ClusterConfig, from_mapping
+from splitgym.errors import ConfigError
+
+Algo = Literal["ppo", "maskable_ppo", "dqn", "a2c"]
+EnvName = Literal["routing", "pool_sizing", "joint"]
+
+HYPERPARAMS = Path(__file__).resolve().parent / "hyperparams"
+
+
+@dataclass(frozen=True, config=STRICT)
+class WorkloadConfig:
+    """The requests of training, from the train part of a trace; evaluations use its validation part."""
+
+    trace: str = "azure-code"
+    """A trace's name or the path of a file (see `splitgym.trace.load`)."""
+    arrivals: Literal["poisson", "stamps"] = "poisson"
+    """`poisson` draws arrivals at the rate and sizes from the trace; `stamps` takes windows as they were."""
+    rate_per_s: float | tuple[float, float] | None = (15.0, 21.0)
+    """Requests per second; of a (low, high) range one rate is drawn an episode. None keeps the trace's own
+    rate.
+    """
+    warmup_s: float = Field(default=20.0, ge=0)
+    """Start of an episode that counts in no reward. A window from an empty cluster would hide overload."""
+    episode_s: float = Field(default=90.0, gt=0)
+    """What counts, after the warm-up. The study found 40 s too short to see overload."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class EnvConfig:
+    """What the environment asks the agent."""
+
+    flat: bool = False
+    """Routing: one integer p * M + t instead of two (needed by DQN)."""
+    max_machines: int | None = Field(default=None, ge=1)
+    """M of the spaces; None is the cluster's own number."""
+    max_moves: int = Field(default=1, ge=1)
+    """Pool sizing and joint: K, the most machines that one action moves."""
+    router: str = "splitwise"
+    """Pool sizing: the scheduler that routes."""
+    confine: bool | None = None
+    """Confine phases to pools; None is the environment's default (on in pool sizing and joint, off in
+    routing).
+    """
+    reward: str | dict[str, float] = "good-minus-bad"
+    """A reward's name, or weights by name."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class LearnerConfig:
+    """What all algorithms share."""
+
+    num_envs: int = Field(default=8, ge=1)
+    """Environments stepped together."""
+    vec: Literal["in-process", "subproc"] = "in-process"
+    """`subproc` runs each environment in a process of its own: it pays where a step costs about a
+    millisecond.
+    """
+    learning_rate: float = Field(default=3e-4, gt=0)
+    """Of Adam, at the start."""
+    learning_rate_end: float = Field(default=0.0, ge=0)
+    """It falls linearly to this."""
+    hidden: int = Field(default=64, ge=1)
+    """Width of the networks."""
+    discount_s: float = Field(default=10.0, gt=0)
+    """Time constant of the discount [s of simulated time]: what lies t ahead counts exp(-t / discount_s)."""
+    reward_scale: float | None = Field(default=None, gt=0)
+    """Rewards are multiplied by this before learning, so that values are about 1. None: 1 / (rate x
+    discount_s).
+    """
+
+
+@dataclass(frozen=True, config=STRICT)
+class OnPolicyConfig:
+    """PPO, MaskablePPO and A2C."""
+
+    n_steps: int = Field(default=512, ge=2)
+    """Steps of each environment an update."""
+    trace_s: float = Field(default=10.0, gt=0)
+    """Time constant of GAE's traces [s of simulated time], instead of lambda."""
+    ent_coef: float = Field(default=0.0, ge=0)
+    """Weight of the entropy bonus."""
+    vf_coef: float = Field(default=1.0, ge=0)
+    """Weight of the value loss. The value has its own network, so this only scales its gradient."""
+    max_group_norm: float = Field(default=0.5, gt=0)
+    """The gradients of policy and value are clipped to this norm, each by itself."""
+    batch_size: int = Field(default=512, ge=2)
+    """PPO: decisions a gradient step."""
+    n_epochs: int = Field(default=4, ge=1)
+    """PPO: passes over the rollout."""
+    clip_range: float = Field(default=0.2, gt=0)
+    """PPO: how far a probability ratio may move."""
+    target_kl: float | None = Field(default=0.03, gt=0)
+    """PPO: stop an update that has moved the policy this far."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class DqnConfig:
+    """DQN (flat routing and pool sizing only)."""
+
+    buffer_size: int = Field(default=50_000, ge=1)
+    """Transitions remembered; kept in the checkpoints."""
+    learning_starts: int = Field(default=2_000, ge=0)
+    """Steps before the first update."""
+    batch_size: int = Field(default=128, ge=1)
+    """Transitions a gradient step."""
+    train_freq: int = Field(default=4, ge=1)
+    """Steps of all environments between updates."""
+    gradient_steps: int = Field(default=4, ge=1)
+    """Gradient steps an update."""
+    target_update_interval: int = Field(default=2_000, ge=1)
+    """Steps between copies to the target network."""
+    exploration_fraction: float = Field(default=0.3, gt=0, le=1)
+    """Share of the run over which exploration falls."""
+    exploration_final_eps: float = Field(default=0.02, ge=0, le=1)
+    """Share of random actions in the end."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class WarmStartConfig:
+    """Behaviour cloning of a heuristic before learning. Learning to route from nothing fails
+    (docs/training.md).
+    """
+
+    teacher: str | None = None
+    """A routing or sizing scheduler's name; None for none."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of that scheduler."""
+    decisions: int = Field(default=20_000, ge=1)
+    """Decisions of the teacher to learn from, over all rounds."""
+    rounds: int = Field(default=2, ge=1)
+    """The first round follows the teacher, the others the clone (DAgger): the teacher says what it would do.
+    """
+    epochs: int = Field(default=10, ge=1)
+    """Passes over all decisions so far, a round."""
+    batch_size: int = Field(default=256, ge=1)
+    """Decisions a gradient step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """At the start of a round; falls to a tenth."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class EvaluationConfig:
+    """The evaluation callback."""
+
+    every: int = Field(default=50_000, ge=1)
+    """Steps between evaluations."""
+    windows: int = Field(default=3, ge=1)
+    """Validation windows, the same ones each time."""
+    rate_per_s: float | None = Field(default=None, gt=0)
+    """Of the windows; None is the middle of the training range."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 takes the likeliest decision, 1 samples as in training. A cloned policy may herd at 0."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class CheckpointConfig:
+    """What a kill can cost."""
+
+    every: int = Field(default=20_000, ge=1)
+    """Steps between checkpoints."""
+    keep: int = Field(default=2, ge=1)
+    """Checkpoints kept."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class RunConfig:
+    """A training run."""
+
+    algo: Algo = "maskable_ppo"
+    """Algorithm. PPO and A2C do not see the action masks; what they choose in vain is mapped and counted."""
+    env: EnvName = "routing"
+    """Environment."""
+    steps: int = Field(default=500_000, ge=1)
+    """Decisions in all."""
+    seed: int = Field(default=0, ge=0)
+    """Same seed, same run."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Machines and rules."""
+    workload: WorkloadConfig = WorkloadConfig()
+    """Requests."""
+    environment: EnvConfig = EnvConfig()
+    """Actions and reward."""
+    learner: LearnerConfig = LearnerConfig()
+    """All algorithms."""
+    on_policy: OnPolicyConfig = OnPolicyConfig()
+    """PPO, MaskablePPO and A2C."""
+    dqn: DqnConfig = DqnConfig()
+    """DQN."""
+    warm_start: WarmStartConfig = WarmStartConfig()
+    """Imitation first."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """How progress is judged."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """How often it is saved."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunConfig":
+        if self.algo == "dqn" and (
+            self.env == "joint" or (self.env == "routing" and not self.environment.flat)
+        ):
+            raise ValueError(
+                "dqn needs a single integer as action: use env pool_sizing, or routing with "
+                "environment.flat: true (--flat); "
+                "for two numbers or the joint environment use ppo, maskable_ppo or a2c"
+            )
+        if self.environment.flat and self.env != "routing":
+            raise ValueError(f"environment.flat is for routing; {self.env} has one action space only")
+        if self.warm_start.teacher and (self.algo == "dqn" or self.env == "joint"):
+            raise ValueError(
+                "warm_start clones into a ppo, maskable_ppo or a2c policy for routing or pool_sizing only"
+            )
+        if self.algo != "dqn" and self.learner.num_envs * self.on_policy.n_steps < 2:
+            raise ValueError("learner.num_envs x on_policy.n_steps must be at least 2")
+        return self
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the fields of `over`, deep."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        deep = isinstance(old, Mapping) and isinstance(value, Mapping)
+        result[key] = merge(old, value) if deep else value  # type: ignore[arg-type]
+    return result
+
+
+def hyperparams(env: str, algo: str) -> dict[str, Any]:
+    """The tuned fields of an environment and algorithm: `hyperparams/ENV-ALGO.yaml`.
+
+    Raises:
+        ConfigError: there is none; says which there are.
+    """
+    import yaml
+
+    file = HYPERPARAMS / f"{env}-{algo}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in HYPERPARAMS.glob("*.yaml")))
+        hint = " (DQN has flat routing and pool_sizing only)" if algo == "dqn" else ""
+        raise ConfigError(f"no hyperparameters for env {env!r} with algo {algo!r}{hint}; there are {known}")
+    return dict(yaml.safe_load(file.read_text()))
+
+
+def resolve(overrides: Mapping[str, Any], where: str = "the options") -> RunConfig:
+    """Defaults, then the hyperparameter file of the environment and algorithm, then `overrides`.
+
+    Raises:
+        ConfigError: an unknown key or a value that cannot be used.
+    """
+    env = str(overrides.get("env", "routing"))
+    algo = str(overrides.get("algo", "maskable_ppo"))
+    return from_mapping(RunConfig, merge(hyperparams(env, algo), overrides), where)

@@ -1,0 +1,163 @@
+"""A trained run as a scheduler: what `splitgym.evaluation` compares and the engines call.
+
+The observation and the masks come from `splitgym.observation` and the action codecs of `splitgym.envs`, from
+the view alone, as in training. A run is loaded without unpickling: the model is built from the folder's
+configuration, and only tensors are read from its zip.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+
+from agents.config import RunConfig
+from agents.models import build_model, load_parameters
+from agents.runs import RunFolder
+from splitgym import schedulers
+from splitgym.config import load_yaml
+from splitgym.envs.action import JointActions, RoutingActions, SizingActions
+from splitgym.errors import ConfigError
+from splitgym.evaluation import Contender
+from splitgym.observation import Observer, observation_space
+from splitgym.types import Decision, DecisionKind, RequestInfo
+from splitgym.view import ClusterView
+
+Codec = RoutingActions | SizingActions | JointActions
+
+
+def make_codec(config: RunConfig, max_machines: int) -> Codec:
+    """The action space of a run's environment."""
+    env, cluster = config.environment, config.cluster
+    if config.env == "routing":
+        return RoutingActions(max_machines, flat=env.flat)
+    if config.env == "pool_sizing":
+        return SizingActions(env.max_moves, cluster.min_pool_machines)
+    return JointActions(max_machines, env.max_moves, cluster.min_pool_machines)
+
+
+class Agent:
+    """A policy that routes, resizes or both. It obeys both scheduler protocols; use it for what it was
+    trained for.
+
+    Args:
+        model: an SB3 model of ours.
+        codec: its action space.
+        max_machines: M of its spaces.
+        name: what tables call it.
+        temperature: 0 takes the likeliest decision; above that, decisions are drawn with the seed of `reset`.
+    """
+
+    def __init__(
+        self, model: Any, codec: Codec, max_machines: int, name: str = "agent", temperature: float = 0.0
+    ) -> None:
+        self.model = model
+        self.codec = codec
+        self.name = name
+        self.temperature = temperature
+        self._observer = Observer(max_machines)
+        self._random = th.Generator()
+        self._decision_id = 0
+
+    def reset(self, view: ClusterView, seed: int) -> None:
+        """Forget the last run. Of a joint agent, the engine calls this once for each role."""
+        self._observer.reset(view)
+        self._random.manual_seed(seed)
+        self._decision_id = 0
+
+    def route(self, view: ClusterView, request: RequestInfo) -> tuple[int, int]:
+        """(prompt machine, token machine)."""
+        action = self._decide(view, DecisionKind.ROUTE, request)
+        assert isinstance(action, tuple)
+        return action
+
+    def resize(self, view: ClusterView) -> int:
+        """Machines to move from the token to the prompt pool; negative for the other way."""
+        action = self._decide(view, DecisionKind.RESIZE, None)
+        assert isinstance(action, int)
+        return action
+
+    def _decide(self, view: ClusterView, kind: DecisionKind, request: RequestInfo | None) -> Any:
+        decision = Decision(kind, self._decision_id, int(view.clock[0]), request)
+        self._decision_id += 1
+        observation = self._observer.observe(view, request)
+        mask = self.codec.masks(view, decision)
+        chosen = decide(self.model, observation, mask, self.temperature, self._random)
+        return self.codec.decode(chosen, view, decision).action
+
+
+def decide(
+    model: Any, observation: dict[str, Any], mask: Any, temperature: float, random: th.Generator | None = None
+) -> Any:
+    """One action for one observation, masked whatever the algorithm."""
+    batch = {key: np.asarray(value)[None] for key, value in observation.items()}
+    if hasattr(model, "q_net"):
+        with th.no_grad():
+            values = model.q_net({key: th.as_tensor(array) for key, array in batch.items()})[0].numpy()
+        return int(np.where(mask, values, -np.inf).argmax())
+    action = model.policy.decide(batch, mask[None], temperature, random)[0]
+    return action if action.ndim else int(action)
+
+
+def load_config(run: str | Path) -> RunConfig:
+    """The resolved configuration of a run folder.
+
+    Raises:
+        ConfigError: no run folder of ours.
+    """
+    folder = RunFolder(run)
+    folder.require()
+    return load_yaml(RunConfig, folder.config_file)
+
+
+def load_agent(
+    run: str | Path, which: str = "best", temperature: float | None = None, name: str = ""
+) -> Agent:
+    """The agent of a run folder, for `splitgym.evaluation` and the engines.
+
+    Args:
+        run: the folder. A path to a zip is refused: its configuration would be unknown.
+        which: "best" (by validation goodput) or "latest"; without a best one the latest is taken.
+        temperature: None takes the run's own.
+        name: what tables call it; the folder's name if empty.
+
+    Raises:
+        ConfigError: no run folder, or nothing was saved in it yet.
+    """
+    path = Path(run)
+    if path.suffix == ".zip" or path.is_file():
+        raise ConfigError(
+            f"{path}: give the run folder that train.py wrote, not a model file; a model without its "
+            "config.yaml cannot be checked"
+        )
+    config = load_config(path)
+    folder = RunFolder(path)
+    latest = folder.latest_checkpoint()
+    places = [folder.best] if which == "best" else []
+    places += [latest] if latest is not None else []
+    for place in places:
+        if (place / "model.zip").is_file():
+            break
+    else:
+        raise ConfigError(f"{path} holds no model yet: train for at least one checkpoint")
+    max_machines = machines_of(config)
+    codec = make_codec(config, max_machines)
+    model = build_model(config, observation_space(max_machines), codec.space)
+    load_parameters(model, place / "model.zip")
+    if temperature is None:
+        temperature = config.evaluation.temperature
+    return Agent(model, codec, max_machines, name or path.name, temperature)
+
+
+def machines_of(config: RunConfig) -> int:
+    """M of the run's spaces."""
+    return config.environment.max_machines or config.cluster.num_machines
+
+
+def contender(agent: Agent, config: RunConfig) -> Contender:
+    """The agent with what completes it: the run's router to a sizing agent, no resizing to a routing one."""
+    if config.env == "routing":
+        return Contender(agent.name, agent, schedulers.sizing("static"))
+    if config.env == "pool_sizing":
+        return Contender(agent.name, schedulers.routing(config.environment.router), agent)
+    return Contender(agent.name, agent, agent)
