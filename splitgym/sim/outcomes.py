@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitgym.trace import Trace
-from splitgym.types import to_ns
+from splitgym.types import NS_PER_S
 
 Ints = NDArray[np.int64]
 
@@ -75,7 +75,7 @@ class Outcomes:
             return np.zeros(size, np.int64)
 
         return cls(
-            arrival_ns=np.array([to_ns(t) for t in trace.arrival_s.tolist()], np.int64),
+            arrival_ns=np.rint(trace.arrival_s * NS_PER_S).astype(np.int64),
             prompt_tokens=trace.prompt_tokens.astype(np.int64),
             output_tokens=trace.output_tokens.astype(np.int64),
             first_token_ns=never(),

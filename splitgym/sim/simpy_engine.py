@@ -76,7 +76,7 @@ class SimpyEngine(Rules):
         config = self.cluster.config
         self.env = simpy.Environment(initial_time=0)
         self._set_up(trace)
-        self._max_tokens = None if trace.max_tokens is None else trace.max_tokens.tolist()
+        self._max_tokens = trace.max_tokens
         self._idle: list[simpy.Event | None] = [None] * len(self.machines)
         self._waiting: dict[Transfer, simpy.Event] = {}
         self._shipping: dict[Transfer, simpy.Process] = {}
@@ -127,13 +127,10 @@ class SimpyEngine(Rules):
 
     def _arrivals(self) -> Process:
         outcomes = self.accounts.outcomes
-        rows = zip(
-            outcomes.arrival_ns.tolist(),
-            outcomes.prompt_tokens.tolist(),
-            outcomes.output_tokens.tolist(),
-            strict=True,
-        )
-        for request_id, (arrival_ns, prompt_tokens, output_tokens) in enumerate(rows):
+        for request_id in range(len(outcomes.arrival_ns)):
+            arrival_ns = int(outcomes.arrival_ns[request_id])
+            prompt_tokens = int(outcomes.prompt_tokens[request_id])
+            output_tokens = int(outcomes.output_tokens[request_id])
             yield Timer(self.env, arrival_ns - self.now_ns, EventKind.ARRIVAL)
             self._note(EventKind.ARRIVAL, request_id)
             self.accounts.arrived(prompt_tokens)
@@ -249,7 +246,7 @@ class SimpyEngine(Rules):
             request_id=job.request_id,
             arrival_ns=int(self.accounts.outcomes.arrival_ns[job.request_id]),
             prompt_tokens=job.prompt_tokens,
-            max_tokens=UNKNOWN if self._max_tokens is None else self._max_tokens[job.request_id],
+            max_tokens=UNKNOWN if self._max_tokens is None else int(self._max_tokens[job.request_id]),
             oracle_output_tokens=job.output_tokens if self.cluster.config.oracle else UNKNOWN,
             attempt=job.attempt,
         )
