@@ -2,7 +2,7 @@
 
 The four without a split (round-robin, random, jsq-requests, jsq-tokens) run a whole request on one machine.
 Where confinement or failures leave no machine that may do both, they choose a machine for each phase by the
-same rule. The split ones use machines at home in the pool of the phase, and mixed ones; all allowed ones where
+same rule. The split ones use machines at home in the pool of the phase, and mixed ones; any allowed one where
 none of those is left.
 """
 
@@ -24,7 +24,14 @@ from splitgym.schedulers.choose import (
     nth,
     random_below,
 )
-from splitgym.schedulers.predict import fewest_pending, predict_machine, reference, transfer_ns
+from splitgym.schedulers.predict import (
+    ITERATION,
+    NUM_PREDICTIONS,
+    TTFT,
+    fewest_pending,
+    predict,
+    transfer_ns,
+)
 from splitgym.types import Pool
 
 _RANDOM, _NEXT_PROMPT, _NEXT_TOKEN = 0, 1, 2  # places in `state`
@@ -150,15 +157,16 @@ def least_e2e_kernel(view, request, params, state):
     """The pair of least predicted time to first token + output x token time + transfer, in seconds."""
     machines = view.machine_row.shape[0]
     costs = np.full((3, machines), np.inf)
-    ref = reference(view, request)
+    x = np.empty((machines, NUM_PREDICTIONS))
+    ref = predict(view, request, 0.0, x)
+    ttft_s = ref.ttft_ns * view.rules.ttft_slo * 1e-9
+    decode_s = ref.output_tokens * ref.tbt_ns * view.rules.tbt_slo * 1e-9
     for m in range(machines):
-        x = predict_machine(view, request, ref, m, 0.0)
         if view.prompt_allowed[m]:
-            costs[PROMPT_COST, m] = x.ttft_ns * 1e-9
+            costs[PROMPT_COST, m] = x[m, TTFT] * ttft_s
         if view.token_allowed[m]:
-            decode = ref.output_tokens * x.iteration_ns
-            costs[SAME_COST, m] = decode * 1e-9
-            costs[SPLIT_COST, m] = (decode + transfer_ns(view, request, m)) * 1e-9
+            costs[SAME_COST, m] = x[m, ITERATION] * decode_s
+            costs[SPLIT_COST, m] = x[m, ITERATION] * decode_s + transfer_ns(view, request, m) * 1e-9
     return best_pair(costs)
 
 

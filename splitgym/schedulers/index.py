@@ -18,12 +18,15 @@ from splitgym.config import STRICT
 from splitgym.schedulers.builtin import CompiledRouting
 from splitgym.schedulers.choose import PROMPT_COST, SAME_COST, SPLIT_COST, best_pair
 from splitgym.schedulers.predict import (
-    post_to_tbt,
-    predict_machine,
-    prompt_harm,
-    reference,
-    token_harm,
-    wait_ns,
+    HARM_PROMPT,
+    HARM_TOKEN,
+    NUM_PREDICTIONS,
+    PROMPT_TIME,
+    TBT_SAME,
+    TBT_SPLIT,
+    TTFT,
+    WAIT_S,
+    predict,
 )
 
 Weight = Annotated[float | None, Field(allow_inf_nan=False)]
@@ -47,9 +50,8 @@ def _hinge(value, slope, start):
 
 
 @numba.njit(cache=True)
-def _token_cost(weights, ref, post_ns, tbt_limit, harm):
-    tbt = post_to_tbt(ref, post_ns) / tbt_limit
-    return weights[2] * tbt + weights[4] * _hinge(tbt, TBT_HINGE[0], TBT_HINGE[1]) + weights[7] * harm
+def _tbt_cost(weights, tbt):
+    return weights[2] * tbt + weights[4] * _hinge(tbt, TBT_HINGE[0], TBT_HINGE[1])
 
 
 @numba.njit(cache=True)
@@ -65,35 +67,29 @@ def index_costs(view, request, weights, costs):
     B for p = t holds the decode, its interference, the memory penalty and the harm, as for p != t, but
     neither a transfer nor a wait on t: the prompts ahead delay the first token there, which is in A's TTFT.
     """
-    ref = reference(view, request)
-    ttft_limit = ref.ttft_ns * view.rules.ttft_slo
-    tbt_limit = ref.tbt_ns * view.rules.tbt_slo
     machines = view.machine_row.shape[0]
+    x = np.empty((machines, NUM_PREDICTIONS))
+    predict(view, request, weights[0], x)
     best_ttft = np.inf
-    costs[:, :] = np.inf
     for m in range(machines):
-        if not (view.prompt_allowed[m] or view.token_allowed[m]):
-            continue
-        x = predict_machine(view, request, ref, m, weights[0])
+        costs[PROMPT_COST, m] = costs[SPLIT_COST, m] = costs[SAME_COST, m] = np.inf
         if view.prompt_allowed[m]:
-            best_ttft = min(best_ttft, x.ttft_ns)
-            ttft = x.ttft_ns / ttft_limit
+            best_ttft = min(best_ttft, x[m, TTFT])
             costs[PROMPT_COST, m] = (
-                weights[1] * ttft
-                + weights[3] * _hinge(ttft, TTFT_HINGE[0], TTFT_HINGE[1])
-                + weights[5] * prompt_harm(view, ref, m, x.prompt_ns, tbt_limit)
-                + weights[8] * (x.prompt_ns / ref.ttft_ns)
+                weights[1] * x[m, TTFT]
+                + weights[3] * _hinge(x[m, TTFT], TTFT_HINGE[0], TTFT_HINGE[1])
+                + weights[5] * x[m, HARM_PROMPT]
+                + weights[8] * x[m, PROMPT_TIME]
             )
         if view.token_allowed[m]:
-            harm = token_harm(view, m, x, tbt_limit)
-            costs[SPLIT_COST, m] = _token_cost(weights, ref, x.post_split_ns, tbt_limit, harm)
-            costs[SAME_COST, m] = _token_cost(weights, ref, x.post_same_ns, tbt_limit, harm)
-    if weights[9] != 0.0 and best_ttft > weights[6] * ttft_limit:
+            harm = weights[7] * x[m, HARM_TOKEN]
+            costs[SPLIT_COST, m] = _tbt_cost(weights, x[m, TBT_SPLIT]) + harm
+            costs[SAME_COST, m] = _tbt_cost(weights, x[m, TBT_SAME]) + harm
+    if weights[9] != 0.0 and best_ttft > weights[6]:
         # Hopeless: it misses its SLO anywhere, so it queues where it does no further harm.
         for m in range(machines):
             if view.prompt_allowed[m]:
-                wait_s = wait_ns(view, m) * 1e-9
-                costs[PROMPT_COST, m] -= weights[9] * min(wait_s, MAX_HOPELESS_WAIT_S)
+                costs[PROMPT_COST, m] -= weights[9] * min(x[m, WAIT_S], MAX_HOPELESS_WAIT_S)
 
 
 @numba.njit(cache=True)

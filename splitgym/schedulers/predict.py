@@ -55,20 +55,6 @@ class Reference(NamedTuple):
     mean_output_tokens: float  # recent mean over completed requests: the estimate for all others
 
 
-class MachinePrediction(NamedTuple):
-    """One request on one machine. Times in ns."""
-
-    wait_ns: float
-    prompt_ns: float  # its prompt alone
-    ttft_ns: float  # wait and prompt, longer by the mixed factor where decodes run
-    iteration_ns: float  # token iteration with this request
-    iteration_without_ns: float  # and without; 0 for an empty batch
-    share: float
-    post_split_ns: float  # everything after the first token when the prompt runs elsewhere
-    post_same_ns: float  # and when it runs here
-    promised_tokens: float  # KV tokens that the requests already placed here are expected to need
-
-
 @numba.njit(cache=True)
 def mean_output(view):
     """Decayed mean output of completed requests [tokens], at least 1."""
@@ -159,88 +145,65 @@ def reference(view, request):
 
 
 @numba.njit(cache=True)
-def predict_machine(view, request, ref, m, interference):
-    """Predict one request on machine m.
-
-    Args:
-        view: `ClusterView`.
-        request: `RequestInfo`.
-        ref: its `Reference`.
-        m: machine.
-        interference: weight of the time that prompts take from decodes, u / (1 - u).
-
-    Returns:
-        `MachinePrediction`. A batch beyond `max_tasks` is extrapolated, not queued: a full one looks slow.
-    """
-    row = view.machine_row[m]
-    wait = np.float64(wait_ns(view, m))
-    prompt = np.float64(prompt_time_ns(view.tables, row, request.prompt_tokens))
-    factor = view.tables.mixed_factor[row] if view.running[m] > 0 else 1.0
-
-    batch = view.running[m] + view.inbound[m]
-    context = view.running_context_tokens[m] + view.inbound_prompt_tokens[m]
-    joined = np.float64(token_time_ns(view.tables, row, batch + 1, context + request.prompt_tokens))
-    alone = 0.0
-    if batch > 0:
-        alone = np.float64(token_time_ns(view.tables, row, batch, context))
-
-    promised = promised_tokens(view, m, ref.mean_output_tokens)
-    need = promised + request.prompt_tokens + ref.output_tokens
-    shortfall = max(0.0, need - view.kv_capacity_tokens[m])
-    share = prompt_share(view, m)
-    # n = batch + 1 requests with this one; each frees memory as it ends, every o / (n + 1) iterations or so.
-    decode = ref.output_tokens * joined * (1.0 + interference * (share / (1.0 - share)))
-    same = decode + shortfall / (batch + 2) * joined
-    split = same + transfer_ns(view, request, m)
-    if view.prompt_tokens[m] > 0:
-        split += wait
-    return MachinePrediction(
-        wait, prompt, factor * (wait + prompt), joined, alone, share, split, same, promised
-    )
-
-
-@numba.njit(cache=True)
-def post_to_tbt(ref, post_ns):
-    """Time after the first token [ns] as a mean time between tokens [ns]; an output below 2 counts as 2."""
-    return post_ns / max(1.0, ref.output_tokens - 1.0)
-
-
-@numba.njit(cache=True)
-def predict_request(view, request, out):
+def predict(view, request, interference, out):
     """Fill the predictions for a request on every machine, allowed or not.
 
     Args:
         view: `ClusterView` of M machines.
         request: `RequestInfo`.
+        interference: weight of the time that prompts take from decodes, u / (1 - u), in the predicted TBTs.
         out: (at least M, NUM_PREDICTIONS) float64, filled by the column constants of this module; rows from
             M on are left alone.
+
+    Returns:
+        The request's `Reference`.
+
+    A batch beyond `max_tasks` is extrapolated, not queued: a full machine looks slow. The loop is one big
+    function on purpose: a helper that branches costs the reference counts of the whole view at every call.
     """
     ref = reference(view, request)
+    tables = view.tables
     ttft_limit = ref.ttft_ns * view.rules.ttft_slo
     tbt_limit = ref.tbt_ns * view.rules.tbt_slo
+    gaps = max(1.0, ref.output_tokens - 1.0)  # an output below 2 counts as 2
+    own_ns = np.empty(tables.prompt_knots.shape[0])
+    for row in range(own_ns.shape[0]):
+        own_ns[row] = prompt_time_ns(tables, row, request.prompt_tokens)
+
     for m in range(view.machine_row.shape[0]):
-        x = predict_machine(view, request, ref, m, 1.0)
-        capacity = max(1, view.kv_capacity_tokens[m])
-        out[m, TTFT] = x.ttft_ns / ttft_limit
-        out[m, TBT_SPLIT] = post_to_tbt(ref, x.post_split_ns) / tbt_limit
-        out[m, TBT_SAME] = post_to_tbt(ref, x.post_same_ns) / tbt_limit
-        out[m, WAIT_S] = x.wait_ns * 1e-9
-        out[m, PROMPT_TIME] = x.prompt_ns / ref.ttft_ns
-        out[m, SHARE] = x.share
-        out[m, HARM_PROMPT] = prompt_harm(view, ref, m, x.prompt_ns, tbt_limit)
-        out[m, HARM_TOKEN] = token_harm(view, m, x, tbt_limit)
-        out[m, ITERATION] = x.iteration_ns / tbt_limit
+        row = view.machine_row[m]
+        capacity = np.float64(max(1, view.kv_capacity_tokens[m]))
+        wait = np.float64(wait_ns(view, m))
+        running = view.running[m]
+        batch = running + view.inbound[m]
+        context = view.running_context_tokens[m] + view.inbound_prompt_tokens[m]
+        joined = np.float64(token_time_ns(tables, row, batch + 1, context + request.prompt_tokens))
+        alone = np.float64(token_time_ns(tables, row, max(1, batch), context))
+        promised = promised_tokens(view, m, ref.mean_output_tokens)
+        shortfall = max(0.0, promised + request.prompt_tokens + ref.output_tokens - capacity)
+        share = prompt_share(view, m)
+        # n = batch + 1 requests with this one; memory frees as they end, one in o / (n + 1) iterations or so.
+        same = ref.output_tokens * joined * (1.0 + interference * (share / (1.0 - share)))
+        same += shortfall / (batch + 2) * joined
+        split = same + transfer_ns(view, request, m)
+        if view.prompt_tokens[m] > 0:
+            split += wait
+        factor = tables.mixed_factor[row] if running > 0 else 1.0
+        out[m, TTFT] = factor * (wait + own_ns[row]) / ttft_limit
+        out[m, TBT_SPLIT] = split / gaps / tbt_limit
+        out[m, TBT_SAME] = same / gaps / tbt_limit
+        out[m, WAIT_S] = wait * 1e-9
+        out[m, PROMPT_TIME] = own_ns[row] / ref.ttft_ns
+        out[m, SHARE] = share
+        out[m, HARM_PROMPT] = batch * own_ns[row] / (ref.mean_output_tokens * tbt_limit)
+        out[m, HARM_TOKEN] = running * (joined - alone) / tbt_limit
+        out[m, ITERATION] = joined / tbt_limit
         out[m, MEMORY_USED] = view.kv_used_tokens[m] / capacity
-        out[m, MEMORY_PROMISED] = x.promised_tokens / capacity
+        out[m, MEMORY_PROMISED] = promised / capacity
+    return ref
 
 
 @numba.njit(cache=True)
-def prompt_harm(view, ref, m, prompt_ns, tbt_limit):
-    """Harm of a prompt to the decodes on m, in TBT SLOs: each is delayed once, over its mean output."""
-    return (view.running[m] + view.inbound[m]) * prompt_ns / (ref.mean_output_tokens * tbt_limit)
-
-
-@numba.njit(cache=True)
-def token_harm(view, m, prediction, tbt_limit):
-    """Harm of one more decode to those that run on m, in TBT SLOs."""
-    return view.running[m] * (prediction.iteration_ns - prediction.iteration_without_ns) / tbt_limit
+def predict_request(view, request, out):
+    """`predict` with interference at weight 1: what an observation shows. See there."""
+    predict(view, request, 1.0, out)
