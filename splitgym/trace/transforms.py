@@ -227,6 +227,10 @@ def part(trace: Trace, which: Part) -> Trace:
     """
     if which not in PARTS:
         raise TraceError(f"part {which!r} of trace {trace.name}: expected train, validation or test")
+    if trace.duration_s < 1e-6:
+        raise TraceError(
+            f"trace {trace.name} has no duration to divide into parts: all requests arrive at once"
+        )
     start, end = PARTS[which]
     cut = window(trace, start * trace.duration_s, None if end is None else end * trace.duration_s)
     return Trace(
