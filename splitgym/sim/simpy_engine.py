@@ -80,7 +80,8 @@ class SimpyEngine(Rules):
         self._idle: list[simpy.Event | None] = [None] * len(self.machines)
         self._waiting: dict[Transfer, simpy.Event] = {}
         self._shipping: dict[Transfer, simpy.Process] = {}
-        self._held: list[Job] = []
+        self._held: list[Job] = []  # no machine was up to route them to
+        self._restarting: dict[Job, None] = {}  # their REROUTE event is due
         self._asked: Job | None = None
         self._decision = None
         self._decisions = 0
@@ -216,6 +217,7 @@ class SimpyEngine(Rules):
     def _reroute(self, job: Job) -> Process:
         yield Timer(self.env, 0, EventKind.REROUTE)
         self._note(EventKind.REROUTE, job.request_id)
+        del self._restarting[job]
         self._ask_route(job)
 
     # ---- routing and resizing -----------------------------------------------------------------------------
@@ -256,7 +258,7 @@ class SimpyEngine(Rules):
         self.visibility.changed(machine.index)
         held, self._held = self._held, []
         for job in held:
-            self.env.process(self._reroute(job))
+            self._route_again(job)
 
     # ---- what the rules ask for ---------------------------------------------------------------------------
 
@@ -274,6 +276,7 @@ class SimpyEngine(Rules):
         self._machine_process[machine.index].interrupt()
 
     def _route_again(self, job: Job) -> None:
+        self._restarting[job] = None
         self.env.process(self._reroute(job))
 
     def _wait_out_switch(self, machine: Machine) -> None:
