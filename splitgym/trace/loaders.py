@@ -160,6 +160,10 @@ class _Gather:
         shortest = min(len(column) for column in columns.values())
         columns = {ours: column[:shortest] for ours, column in columns.items()}
         if shortest:
+            early = columns["arrival_s"] < 0 if self.schema.clock else np.zeros(0, np.bool_)
+            if early.any():
+                what = f"{self.wanted['arrival_s']} is before the first row's: sort the trace by time"
+                problems.append((int(np.argmax(early)), what))
             found = find_problem(columns, after_s=self.last_s)
             problems += [found] if found else []
         for theirs, value in self.fixed:
@@ -167,7 +171,7 @@ class _Gather:
             if other.any():
                 problems.append((int(np.argmax(other)), f"{theirs} is not {value}: not one LLM request"))
         if problems:
-            row, what = min(problems)
+            row, what = min(problems, key=lambda problem: problem[0])
             self.fail(self.rows + row, what)
         if not shortest:
             return

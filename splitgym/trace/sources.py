@@ -1,9 +1,9 @@
 """Traces by name: the Azure originals (found or downloaded, always checked) and the built-in generators."""
 
 import hashlib
+import http.client
 import os
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
@@ -158,7 +158,7 @@ def _download(name: str, url: str, original: Original, target: Path, progress: P
         _check(digest.hexdigest(), original, url, "nothing was kept; look at what is served there")
         part.replace(target)
         part = None
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise TraceError(
             f"{name} cannot be downloaded from {url} ({error}): set SPLITGYM_DATA to a folder that holds "
             f"{original.file}, or use {name}-synth, which is built in"
