@@ -47,7 +47,8 @@ for name in ("Routing", "PoolSizing", "Joint"):
 
 def run(*command: str | Path, cwd: Path) -> None:
     """Run a command away from the checkout's import path; stop the check where it fails."""
-    env = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "VIRTUAL_ENV"}}
+    own = ("PYTHONPATH", "VIRTUAL_ENV", "SPLITGYM_DATA", "SPLITGYM_CACHE")
+    env = {k: v for k, v in os.environ.items() if k not in own}
     subprocess.run([str(c) for c in command], cwd=cwd, env=env, check=True)
 
 

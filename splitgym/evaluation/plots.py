@@ -55,7 +55,8 @@ def attainment_by_rate(results: Results) -> Figure:
                 rates, [g.min() for g in good], [g.max() for g in good], alpha=0.15, color=line.get_color()
             )
             panels[2 * row + 1].plot(rates, held, "o-", label=policy)
-        panels[2 * row].set(title=base, xlabel="requests/s", ylabel="goodput", ylim=(0, 1.02))
+        label = "goodput (band: worst to best window)"
+        panels[2 * row].set(title=base, xlabel="requests/s", ylabel=label, ylim=(0, 1.02))
         panels[2 * row + 1].set(title=base, xlabel="requests/s", ylabel="SLOs held (of 9)", ylim=(0, 9.2))
         panels[2 * row].legend(fontsize="small")
     for axes in panels:
