@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from splitgym.cluster import Cluster
@@ -61,7 +61,7 @@ def fill(view: ClusterView, rng: np.random.Generator) -> None:
     view.mean_output[:] = rng.random(2) * 1000 + [0, 1e-3]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(st.integers(0, 2**31), st.booleans(), st.integers(1, 10**6), st.integers(-1, 10**6))
 def test_bounds_hold_whatever_the_view_says(seed: int, present: bool, prompt: int, limit: int) -> None:
     rng = np.random.default_rng(seed)
@@ -181,7 +181,9 @@ def test_predictions_are_those_of_the_schedulers() -> None:
     hinge = np.clip(4 * (out[:, predict.TTFT] - 0.8), 0, 1)
     np.testing.assert_allclose(rows[:, MACHINE["ttft_hinge"]], hinge, rtol=1e-5)
     np.testing.assert_allclose(rows[:, MACHINE["kv_used"]], out[:, predict.MEMORY_USED], rtol=1e-6)
-    np.testing.assert_allclose(rows[:, MACHINE["kv_promised"]], out[:, predict.MEMORY_PROMISED] / 2, rtol=1e-6)
+    np.testing.assert_allclose(
+        rows[:, MACHINE["kv_promised"]], out[:, predict.MEMORY_PROMISED] / 2, rtol=1e-6
+    )
 
 
 def test_hardware_is_relative_to_the_reference_machine() -> None:
@@ -200,7 +202,7 @@ def test_recent_rates_follow_the_arrivals() -> None:
         view.clock[0] = second * 10**9
         view.counters[:2] += [rate, rate * 500]
         seen = observer.observe(view, None)["cluster"]
-    assert 0.6 < seen[CLUSTER["burst"]] < 0.66  # x / (1 + x) of about 1.6
+    assert 0.58 < seen[CLUSTER["burst"]] < 0.62  # x / (1 + x) of about 1.5
     assert seen[CLUSTER["mean_prompt"]] == pytest.approx(500 / 1524, rel=1e-5)
     assert seen[CLUSTER["prompt_load_5s"]] > seen[CLUSTER["prompt_load_60s"]] > 0
     assert seen[CLUSTER["since_last"]] == pytest.approx(0.5)

@@ -1,4 +1,4 @@
-"""Gymnasium environments over the simulator: see the class docstrings, and `splitgym.envs.config` for arguments.
+"""Gymnasium environments over the simulator: see the class docstrings, and `splitgym.envs.config`.
 
 The classes are imported on use, so that `import splitgym`, which registers the ids, stays light.
 """

@@ -31,7 +31,9 @@ class Decoded(NamedTuple):
 class ActionCodec(Protocol):
     """One action space. `masks` and `decode` read nothing but the view, so the live router uses them too."""
 
-    space: spaces.Space[Any]
+    @property
+    def space(self) -> spaces.Space[Any]:
+        """The Gymnasium action space."""
 
     def masks(self, view: ClusterView, decision: Decision | None) -> Bools:
         """1-D mask as sb3-contrib expects: (n,) for `Discrete`, (sum(nvec),) for `MultiDiscrete`."""
@@ -45,7 +47,7 @@ class ActionCodec(Protocol):
 
 
 def next_allowed(allowed: NDArray[Any], wanted: int) -> int:
-    """The first allowed index at or above `wanted`, wrapping round; `wanted` modulo the size when there is none."""
+    """The first allowed index at or above `wanted`, wrapping round; `wanted` if there is none."""
     size = len(allowed)
     for step in range(size):
         index = (wanted + step) % size
@@ -73,13 +75,13 @@ class RoutingActions:
         flat: one number p * M + t instead of two.
     """
 
-    space: spaces.MultiDiscrete | spaces.Discrete  # type: ignore[type-arg]
-
     def __init__(self, max_machines: int, flat: bool = False) -> None:
         self.max_machines = max_machines
         self.flat = flat
-        self._nvec = (max_machines * max_machines,) if flat else (max_machines, max_machines)
-        self.space = spaces.Discrete(self._nvec[0]) if flat else spaces.MultiDiscrete(self._nvec)
+        self._nvec: tuple[int, ...] = (max_machines * max_machines,) if flat else (max_machines, max_machines)
+        self.space: spaces.Space[Any] = (
+            spaces.Discrete(self._nvec[0]) if flat else spaces.MultiDiscrete([*self._nvec])
+        )
 
     def masks(self, view: ClusterView, decision: Decision | None) -> Bools:
         m, size = len(view.machine_row), self.max_machines
@@ -99,7 +101,7 @@ class RoutingActions:
 
 
 class SizingActions:
-    """2K + 1 numbers: K is no-op, K + n moves n machines from the token to the prompt pool, K - n the other way.
+    """2K + 1 numbers: K is no-op, K + n moves n machines from token to prompt, K - n the other way.
 
     Args:
         max_moves: K.
@@ -110,7 +112,7 @@ class SizingActions:
         self.max_moves = max_moves
         self.min_pool_machines = min_pool_machines
         self._nvec = (2 * max_moves + 1,)
-        self.space = spaces.Discrete(self._nvec[0])
+        self.space: spaces.Space[Any] = spaces.Discrete(self._nvec[0])
 
     def masks(self, view: ClusterView, decision: Decision | None) -> Bools:
         from_prompt, from_token = movable(view, self.min_pool_machines)
@@ -131,7 +133,7 @@ class SizingActions:
 
 
 class JointActions:
-    """(prompt machine, token machine, resize); index M of the first two and K of the last mean "does not apply".
+    """(prompt machine, token machine, resize); index M of the first two, K of the last: "does not apply".
 
     Args:
         max_machines: M.
@@ -143,7 +145,7 @@ class JointActions:
         self.max_machines = max_machines
         self.sizing = SizingActions(max_moves, min_pool_machines)
         self._nvec = (max_machines + 1, max_machines + 1, 2 * max_moves + 1)
-        self.space = spaces.MultiDiscrete(self._nvec)
+        self.space: spaces.Space[Any] = spaces.MultiDiscrete([*self._nvec])
 
     def masks(self, view: ClusterView, decision: Decision | None) -> Bools:
         m, size, moves = len(view.machine_row), self.max_machines, self.sizing.max_moves

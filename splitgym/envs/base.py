@@ -68,7 +68,7 @@ class SchedulingEnv(gym.Env[Observation, Any]):
         self._observer = Observer(self.max_machines)
         self._codec = self._make_codec()
         self.engine: Engine = self._make_engine()
-        self.observation_space = observation_space(self.max_machines)
+        self.observation_space = observation_space(self.max_machines)  # type: ignore[assignment]
         self.action_space = self._codec.space
         self.decision: Decision | None = None
         self._invalid_actions = 0
@@ -165,7 +165,7 @@ class SchedulingEnv(gym.Env[Observation, Any]):
         return self._codec.masks(self.engine.view, self.decision)
 
     def render(self) -> str | NDArray[np.uint8] | None:  # type: ignore[override]
-        """`ansi`: text, one line a machine. `rgb_array`: (height, width, 3) uint8. None without a render mode."""
+        """`ansi`: text, one line a machine. `rgb_array`: (height, width, 3) uint8. None without a mode."""
         if self.render_mode is None:
             gym.logger.warn("render() without a render_mode: give render_mode='ansi' or 'rgb_array'")
             return None

@@ -13,12 +13,13 @@ class JointEnv(SchedulingEnv):
 
     ## Description
     The cluster of `splitgym/Routing-v0`. One step is one arriving request or one control interval
-    (`ClusterConfig.control_interval_s`), whichever comes next; `request[0]` of the observation is 1 for a request.
+    (`ClusterConfig.control_interval_s`), whichever comes next; `request[0]` of the observation is 1 for a
+    request.
 
     ## Action Space
     `MultiDiscrete([M + 1, M + 1, 2K + 1])`: (prompt machine, token machine, resize). Index M of the first two
-    means "does not apply", and so does K, no move, of the third. For a request the third must be K; at a control
-    tick the first two must be M.
+    means "does not apply", and so does K, no move, of the third. For a request the third must be K; at a
+    control tick the first two must be M.
 
     `action_masks()` gives (2M + 2 + 2K + 1,) booleans for the decision at hand. A masked action is counted in
     `info["invalid_actions"]`; machines and moves are mapped as in `splitgym/Routing-v0` and
@@ -26,8 +27,8 @@ class JointEnv(SchedulingEnv):
     `ActionError`.
 
     ## Observation Space
-    As in `splitgym/Routing-v0`; at a control tick `request` is zeros, and the predictions are for a request of
-    the recent mean prompt length.
+    As in `splitgym/Routing-v0`; at a control tick `request` is zeros, and the predictions are for a request
+    of the recent mean prompt length.
 
     ## Rewards
     As in `splitgym/Routing-v0`. `info["outcomes_by_decision"]` names routing decisions.

@@ -17,8 +17,8 @@ from splitgym.view import ClusterView
 class Ledger:
     """Counts the requests that arrive from the end of the warm-up on, each once.
 
-    A request's goodness is computed by the same arithmetic as `splitgym.metrics.request_table`, so that rewards
-    and metrics agree exactly.
+    A request's goodness is computed by the same arithmetic as `splitgym.metrics.request_table`, so that
+    rewards and metrics agree exactly.
 
     Attributes:
         cluster: for its tables, SLOs and cost.
@@ -36,7 +36,7 @@ class Ledger:
     with_tbt: int = 0
 
     def reset(self, outcomes: Outcomes, now_ns: int) -> None:
-        """Begin an episode whose first decision comes at `now_ns`; what happened before belongs to its first step."""
+        """Begin an episode with its first decision at `now_ns`; what was before belongs to its first step."""
         self.completed = self.good = self.arrived = self.with_tbt = 0
         self.slowdowns = [0.0, 0.0, 0.0]
         ttft, tbt, e2e = reference_times_s(
@@ -113,8 +113,11 @@ class Ledger:
         self.good += good
         return Completion(request, int(outcomes.decision_id[request]), good, ttft, tbt, e2e)
 
-    def running(self, view: ClusterView) -> dict[str, float]:
-        """Metrics so far, cheap: counts and means. Percentiles come with the last step."""
+    def running(self, view: ClusterView) -> dict[str, float | None]:
+        """Metrics so far, cheap: counts and means (None before the first completion).
+
+        Percentiles come with the last step.
+        """
         pools = view.pool.tolist()
         done = self.completed
         ttft, tbt, e2e = self.slowdowns
@@ -122,10 +125,10 @@ class Ledger:
             "arrived": float(self.arrived),
             "completed": float(done),
             "in_system": float(self.arrived - done),
-            "goodput": self.good / done if done else math.nan,
-            "ttft_slowdown_mean": ttft / done if done else math.nan,
-            "tbt_slowdown_mean": tbt / self.with_tbt if self.with_tbt else math.nan,
-            "e2e_slowdown_mean": e2e / done if done else math.nan,
+            "goodput": self.good / done if done else None,
+            "ttft_slowdown_mean": ttft / done if done else None,
+            "tbt_slowdown_mean": tbt / self.with_tbt if self.with_tbt else None,
+            "e2e_slowdown_mean": e2e / done if done else None,
             "prompt_machines": float(pools.count(Pool.PROMPT)),
             "token_machines": float(pools.count(Pool.TOKEN)),
             "mixed_machines": float(pools.count(Pool.MIXED)),

@@ -18,17 +18,18 @@ class PoolSizingEnv(SchedulingEnv):
     """Move machines between the prompt and the token pool, once a control interval.
 
     ## Description
-    The cluster of `splitgym/Routing-v0`, with requests routed by a named scheduler inside. One step is one control
-    interval (`ClusterConfig.control_interval_s`, 2 s by default).
+    The cluster of `splitgym/Routing-v0`, with requests routed by a named scheduler inside. One step is one
+    control interval (`ClusterConfig.control_interval_s`, 2 s by default).
 
     ## Action Space
-    `Discrete(2K + 1)`, K = `max_moves`: K does nothing, K + n moves n machines from the token to the prompt pool,
-    K - n moves n from the prompt to the token pool: the least loaded available machines of the pool, the lowest
-    index on ties. A moved machine finishes the work it has.
+    `Discrete(2K + 1)`, K = `max_moves`: K does nothing, K + n moves n machines from the token to the prompt
+    pool, K - n moves n from the prompt to the token pool: the least loaded available machines of the pool,
+    the lowest index on ties. A moved machine finishes the work it has.
 
     `action_masks()`, (2K + 1,) booleans, forbids moves that would leave fewer than
     `ClusterConfig.min_pool_machines` available machines at home in a pool. A masked action is counted in
-    `info["invalid_actions"]` and moves as many machines as it may. An action outside the space is an `ActionError`.
+    `info["invalid_actions"]` and moves as many machines as it may. An action outside the space is an
+    `ActionError`.
 
     ## Observation Space
     As in `splitgym/Routing-v0`; `request` is zeros, and the predictions are for a request of the recent mean
@@ -42,12 +43,13 @@ class PoolSizingEnv(SchedulingEnv):
     An idle cluster at the beginning of a window, advanced to the first control tick.
 
     ## Episode End
-    As in `splitgym/Routing-v0`. After the window's end nothing is asked any more: pools stay as they are while
-    the last requests are served, and the last step receives that tail. Truncated, never terminated.
+    As in `splitgym/Routing-v0`. After the window's end nothing is asked any more: pools stay as they are
+    while the last requests are served, and the last step receives that tail. Truncated, never terminated.
 
     ## Arguments
-    See `splitgym.envs.config.PoolSizingConfig`: those of Routing without `sizing` and `flat`; `routing` (default
-    "splitwise", the paper's), `max_moves` (1). `confine` is on: with free routing, pool sizes mean little.
+    See `splitgym.envs.config.PoolSizingConfig`: those of Routing without `sizing` and `flat`; `routing`
+    (default "splitwise", the paper's), `max_moves` (1). `confine` is on: with free routing, pool sizes mean
+    little.
 
     ## Version History
     * v0: first version

@@ -1,7 +1,7 @@
 """Rewards: what happened since the last decision -> named terms, whose sum is the reward of the step.
 
-Give an environment a name (`reward="good-minus-bad"`), an object with `name` and `terms`, or a mapping of names
-to weights (`reward={"good-minus-bad": 1, "energy": 1e-5}`).
+Give an environment a name (`reward="good-minus-bad"`), an object with `name` and `terms`, or a mapping of
+names to weights (`reward={"good-minus-bad": 1, "energy": 1e-3}`).
 """
 
 from collections.abc import Callable, Mapping
@@ -46,7 +46,9 @@ class Happened:
 class Reward(Protocol):
     """Anything with a name and terms."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it is called."""
 
     def terms(self, happened: Happened) -> dict[str, float]:
         """Named terms of one step; the reward is their sum."""
@@ -87,8 +89,8 @@ class SlowdownClipped:
 class RequestsInSystem:
     """Minus the integral over time of the requests in the system (their total time in it, by Little's law).
 
-    Known to train badly here: it is dominated by the long outputs that no decision can shorten, knows nothing of
-    the SLOs, and in overload one step holds most of the episode's sum. It is here to be compared with.
+    Known to train badly here: it is dominated by the long outputs that no decision can shorten, knows nothing
+    of the SLOs, and in overload one step holds most of the episode's sum. It is here to be compared with.
     """
 
     name: str = "requests-in-system"

@@ -1,6 +1,7 @@
 """Which requests an episode has: a window of a part of a trace, as it was stamped or resampled."""
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -9,9 +10,17 @@ from splitgym.errors import ConfigError, TraceError
 from splitgym.trace import Trace
 
 MACHINES_A_COPY = 8
-"""Above this many machines, stamps are superposed: one copy of the part for each so many (DESIGN.md, section 7)."""
+"""Above this many machines, stamps are superposed: one copy of the part for each so many (DESIGN.md, 7)."""
 
 _TRIES = 20
+
+
+@runtime_checkable
+class TraceSource(Protocol):
+    """Anything that makes the trace of an episode."""
+
+    def draw(self, rng: np.random.Generator) -> Trace:
+        """A trace with at least one request, from time 0 on."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,7 @@ class Workload:
         arrivals: `poisson` resamples arrivals at the rate, sizes drawn from the source (the Splitwise paper's
             method); `stamps` takes a random window of the source itself, sped up to the rate.
         duration_s: of the window, warm-up included.
-        copies: rotated copies superposed under `stamps`, when a rate is given.
+        copies: rotated copies superposed under `stamps`.
     """
 
     source: Trace
@@ -40,7 +49,7 @@ class Workload:
         Raises:
             ConfigError: no window with a request was found.
         """
-        rate = self.source.rate_per_s
+        rate = self.source.rate_per_s * (self.copies if self.arrivals == "stamps" else 1)
         if self.rate_per_s is not None:
             low, high = self.rate_per_s
             rate = float(rng.uniform(low, high)) if high > low else low
@@ -52,21 +61,20 @@ class Workload:
             except TraceError:  # an empty window: draw another
                 continue
         raise ConfigError(
-            f"trace {self.source.name!r}: {_TRIES} windows of {self.duration_s} s at {rate:.3g} requests/s had no "
-            "request; raise rate_per_s or episode_s"
+            f"trace {self.source.name!r}: {_TRIES} windows of {self.duration_s} s at {rate:.3g} requests/s "
+            "had no request; raise rate_per_s or episode_s"
         )
 
     def _stamps(self, rate: float, rng: np.random.Generator) -> Trace:
-        source, factor = self.source, 1.0
-        if self.rate_per_s is not None:
-            factor = rate / (self.source.rate_per_s * self.copies)
+        source = self.source
+        factor = rate / (source.rate_per_s * self.copies)
         length = self.duration_s * factor  # of the window, in the source's own time
         if length > source.duration_s:
             raise ConfigError(
                 f"trace {source.name!r} lasts {source.duration_s / factor:.0f} s at {rate:.3g} requests/s, "
                 f"shorter than a window of {self.duration_s:.0f} s: lower rate_per_s or episode_s"
             )
-        if self.copies > 1 and self.rate_per_s is not None:
+        if self.copies > 1:
             source = traces.superpose(source, self.copies, rng)
         start = float(rng.uniform(0.0, source.duration_s - length)) if source.duration_s > length else 0.0
         cut = traces.window(source, start, start + length)
@@ -74,13 +82,13 @@ class Workload:
 
 
 def make_workload(
-    trace: Trace | str,
+    trace: Trace | TraceSource | str,
     part: str | None,
     rate_per_s: float | tuple[float, float] | None,
     arrivals: str,
     duration_s: float,
     num_machines: int,
-) -> Workload:
+) -> TraceSource:
     """Check the arguments and load the trace.
 
     Raises:
@@ -97,9 +105,11 @@ def make_workload(
     if rates is not None:
         rates = _range(rates)
     if isinstance(trace, str):
-        trace = traces.load(trace)
+        trace = traces.load(trace, download=False)
+    elif isinstance(trace, TraceSource):
+        return trace
     elif not isinstance(trace, Trace):
-        raise ConfigError(f"trace is {trace!r}, expected a Trace, a name or a path")
+        raise ConfigError(f"trace is {trace!r}, expected a Trace, a name, a path or an object with draw")
     source = trace if part is None else traces.part(trace, part)  # type: ignore[arg-type]
     if len(source) == 0 or source.duration_s <= 0:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What an observation holds, as data: the documentation tables, the Gymnasium spaces and the schema hash come from here.
+"""What an observation holds, as data: documentation tables, Gymnasium spaces and the schema hash.
 
 Every feature is bounded, and none grows with the size of the cluster. `squash(x, c)` below stands for
 x / (x + c): 0 at 0, 1/2 at c, 1 at infinity. Only rational arithmetic is used, so an observation has the same
@@ -85,8 +85,8 @@ CLUSTER_FEATURES: tuple[Feature, ...] = (
     _unit("prompt_load_60s", "the same, last 60 s"),
     _unit("output_load_5s", "arrivals x mean output over the cluster's token speed, last 5 s, squash(x, 1)"),
     _unit("output_load_60s", "the same, last 60 s"),
-    _unit("burst", "arrival rate of the last 5 s over that of the last 60 s, squash(x, 1)"),
-    _unit("completion_ratio", "completions over arrivals, last 60 s, squash(x, 1)"),
+    _unit("burst", "arrival rate of the last 5 s over that of the last 60 s, squash(x, 1); 1/2 before any"),
+    _unit("completion_ratio", "completions over arrivals, last 60 s, squash(x, 1); 1/2 before any"),
     _unit("mean_prompt", "mean prompt tokens of the last 60 s, squash(x, 1024)"),
     _unit("mean_output", "mean output tokens of completed requests, squash(x, 256)"),
     # Pools

@@ -1,4 +1,4 @@
-"""The observation's arithmetic: one compiled pass over a view. Columns are written in the order of `features`."""
+"""The observation's arithmetic: one compiled pass over a view. Columns stand in the order of `features`."""
 
 import numba
 import numpy as np
@@ -46,9 +46,9 @@ def remember(view, memory, last):
     quotient is the rate. (exp(-dt / tau) would differ in its last bits between machines.)
     """
     elapsed_s = max(0, view.clock[0] - last[LAST_CLOCK]) / NS_PER_S
-    requests = np.float64(view.counters[ARRIVED_REQUESTS] - last[ARRIVED_REQUESTS])
-    tokens = np.float64(view.counters[ARRIVED_PROMPT_TOKENS] - last[ARRIVED_PROMPT_TOKENS])
-    completions = np.float64(view.counters[COMPLETED_REQUESTS] - last[COMPLETED_REQUESTS])
+    requests = np.float64(max(0, view.counters[ARRIVED_REQUESTS] - last[ARRIVED_REQUESTS]))
+    tokens = np.float64(max(0, view.counters[ARRIVED_PROMPT_TOKENS] - last[ARRIVED_PROMPT_TOKENS]))
+    completions = np.float64(max(0, view.counters[COMPLETED_REQUESTS] - last[COMPLETED_REQUESTS]))
     keep = 5.0 / (5.0 + elapsed_s)
     memory[WEIGHT_5S] = (memory[WEIGHT_5S] + elapsed_s) * keep
     memory[REQUESTS_5S] = (memory[REQUESTS_5S] + requests) * keep
@@ -85,7 +85,7 @@ def fill(view, request, present, memory, last, scratch, machines, cluster, wante
     """
     since_s = remember(view, memory, last)
     if not present:
-        typical = max(1, np.int64(mean_prompt(memory)))
+        typical = int(max(1.0, mean_prompt(memory)))
         request = RequestInfo(-1, view.clock[0], typical, UNKNOWN, UNKNOWN, 0)
     predict.predict_request(view, request, scratch)
     fill_machines(view, scratch, machines)
@@ -173,7 +173,7 @@ def fill_cluster(view, scratch, memory, since_s, out):
 
 @numba.njit(cache=True)
 def fill_load(view, memory, out):
-    """Places 0 to 7. Rates count as if a second without arrivals had preceded, so that the first is no spike."""
+    """Places 0 to 7. A second without arrivals is added before the rates, so the first is no spike."""
     tables, full = view.tables, view.rules.max_prompt_tokens
     prompt_speed, token_speed = 0.0, 0.0  # of all available machines [tokens/s]
     for m in range(view.machine_row.shape[0]):
@@ -189,7 +189,10 @@ def fill_load(view, memory, out):
     out[1] = squash(memory[PROMPT_TOKENS_60S] / (memory[WEIGHT_60S] + 1.0) / prompt_speed, 1.0)
     out[2] = squash(fast * mean_output / token_speed, 1.0)
     out[3] = squash(slow * mean_output / token_speed, 1.0)
-    out[4] = squash(fast / slow, 1.0) if slow > 0.0 else 0.5
+    out[4] = 0.5
+    if memory[REQUESTS_60S] > 0.0 and memory[WEIGHT_5S] > 0.0:
+        recent, usual = memory[REQUESTS_5S] / memory[WEIGHT_5S], memory[REQUESTS_60S] / memory[WEIGHT_60S]
+        out[4] = squash(recent / usual, 1.0)
     done, came = memory[COMPLETIONS_60S], memory[REQUESTS_60S]
     out[5] = squash(done / came, 1.0) if came > 0.0 else 0.5
     out[6] = squash(mean_prompt(memory), 1024.0)
