@@ -165,15 +165,28 @@ def text(content: dict[str, object]) -> str:
 
 
 def report(all_measured: dict[Key, Measured]) -> str:
-    """The table of errors, as Markdown."""
+    """The table of errors, as Markdown. Its last row is the mean over models and machines on whole machines.
+
+    The mean leaves the capped H100 out: its times are derived from the H100's.
+    """
     heads = ("model", "machine", "GPUs", "prompt", "curve", "curve, all", "least", "token", "token, all")
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    whole = []
     for key in sorted(all_measured):
-        slope = roofline_slope(models()[key[0]], machines()[key[1]].part(key[2]))
-        e = errors(all_measured[key].prompt_ms, all_measured[key].token_ms, slope)
-        cells = [str(k) for k in key] + [f"{v:.1f} %" for v in astuple(e)]
-        rows.append(f"| {' | '.join(cells)} |")
+        machine = machines()[key[1]]
+        slope = roofline_slope(models()[key[0]], machine.part(key[2]))
+        values = astuple(errors(all_measured[key].prompt_ms, all_measured[key].token_ms, slope))
+        rows.append(_row(*key, values))
+        if key[2] == machine.gpus and machine.power_limit == 1.0:
+            whole.append(values)
+    if whole:
+        means = tuple(statistics.fmean(column) for column in zip(*whole, strict=True))
+        rows.append(_row("mean of both models", "a100-80gb, h100-80gb", 8, means))
     return "\n".join(rows) + "\n"
+
+
+def _row(model: str, machine: str, gpus: int, percent: tuple[float, ...]) -> str:
+    return f"| {' | '.join([model, machine, str(gpus), *(f'{v:.1f} %' for v in percent)])} |"
 
 
 def plot(all_measured: dict[Key, Measured], path: Path) -> None:
