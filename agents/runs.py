@@ -72,7 +72,8 @@ def versions() -> dict[str, str]:
 
 def rng_state() -> dict[str, Any]:
     """State of the generators that learning draws from (torch, NumPy's and Python's global ones), as JSON."""
-    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002  (SB3 draws from the global one)
+    # SB3 draws from NumPy's global generator, so that is what must be kept.
+    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
     version, internal, gauss = random.getstate()
     return {
         "torch": b64encode(th.get_rng_state().numpy().tobytes()).decode(),

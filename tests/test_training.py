@@ -88,10 +88,15 @@ def test_same_seed_same_parameters(tmp_path):
 
 def test_it_learns(tmp_path):
     """On the stand-in, PPO finds short queues."""
-    made = config(steps=16384, on_policy={"n_steps": 512, "batch_size": 256, "n_epochs": 6})
+    made = config(
+        steps=8192,
+        learner={"num_envs": 8, "learning_rate": 3e-3},
+        on_policy={"n_steps": 128, "batch_size": 256, "n_epochs": 8, "target_kl": None},
+        evaluation={"every": 8192},
+    )
     outcome = train(made, tmp_path / "run", task=stand_in(made), show=False)
     rows = outcome.run.evaluations()
-    assert outcome.goodput > float(rows[0]["goodput"]) + 0.1
+    assert float(rows[-1]["goodput"]) > float(rows[0]["goodput"]) + 0.1
 
 
 def test_a_finished_run_says_so(tmp_path, capsys):
@@ -126,7 +131,7 @@ def test_subprocess_environments_give_the_same_transitions():
             observations += [observation["machines"].copy(), rewards.copy()]
         seen.append(observations)
         venv.close()
-    assert all(np.array_equal(a, b) for a, b in zip(*seen, strict=True))
+    assert all(np.allclose(a, b) for a, b in zip(*seen, strict=True))
 
 
 @pytest.mark.parametrize("path", sorted(HYPERPARAMS.glob("*.yaml")), ids=lambda p: p.stem)

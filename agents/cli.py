@@ -1,0 +1,169 @@
+"""The learning commands. `splitgym` adds them when it runs from a checkout; `train.py` is its `train`."""
+
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from splitgym.config import ClusterConfig, load_yaml, parse_machines, to_mapping
+from splitgym.errors import ConfigError
+
+for _needed in ("torch", "stable_baselines3", "sb3_contrib"):
+    # Found, not imported: torch takes seconds, and `splitgym evaluate` adds these commands too.
+    if find_spec(_needed) is None:
+        raise ModuleNotFoundError(f"learning needs {_needed}", name=_needed)
+
+Algo = Annotated[str, typer.Option(help="maskable_ppo, ppo, a2c, or dqn (flat routing, pool_sizing).")]
+EnvName = Annotated[str, typer.Option("--env", help="routing, pool_sizing or joint.")]
+Machines = Annotated[
+    str, typer.Option("--cluster", help="Machines: TYPE:COUNTS such as h100-80gb:5P3T; join groups with +.")
+]
+Model = Annotated[str, typer.Option(help="Model: see `splitgym profile list`.")]
+ClusterFile = Annotated[
+    Path | None,
+    typer.Option("--cluster-file", help="YAML of a ClusterConfig; replaces --cluster and --model."),
+]
+Trace = Annotated[str | None, typer.Option(help="Trace by name or path; its train part is used.")]
+Rate = Annotated[
+    str | None, typer.Option(help="Requests/s, or LOW-HIGH to draw one an episode, or own (the trace's own).")
+]
+Arrivals = Annotated[str | None, typer.Option(help="poisson, or stamps (as recorded).")]
+Steps = Annotated[int | None, typer.Option(help="Decisions in all.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same run.")]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", help="New folder; default runs/ENV-ALGO-TIME.")]
+Resume = Annotated[Path | None, typer.Option(help="Run folder to continue, with its own configuration.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML with fields of RunConfig; other options win over it.")
+]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="Any field: learner.num_envs=4. Repeatable; wins over all.")
+]
+Flat = Annotated[bool, typer.Option("--flat", help="Routing by one integer (for dqn).")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+
+
+def train(
+    algo: Algo = "",
+    env: EnvName = "",
+    cluster: Machines = "",
+    model: Model = "",
+    cluster_file: ClusterFile = None,
+    trace: Trace = None,
+    rate: Rate = None,
+    arrivals: Arrivals = None,
+    steps: Steps = None,
+    seed: Seed = -1,
+    run_dir: RunDir = None,
+    resume: Resume = None,
+    config: ConfigFile = None,
+    set_: Sets = None,
+    flat: Flat = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train an agent, or continue a run with --resume RUN.
+
+    Defaults: maskable_ppo on routing for 8 H100 machines with bloom-176b, warm-started from the index
+        scheduler.
+    """
+    from agents import training
+    from agents.config import RunConfig, resolve
+
+    if resume is not None:
+        given = (algo, env, cluster, model, cluster_file, trace, rate, arrivals, run_dir, config, set_)
+        if any(given) or flat or seed >= 0:
+            raise ConfigError("a resumed run keeps its configuration: give --resume RUN alone")
+        training.check_total(load_yaml(RunConfig, resume / "config.yaml"), steps)
+        _say(training.resume(resume, show=not quiet))
+        return
+    fields = _from_file(config)
+    for key, value in (("algo", algo), ("env", env), ("steps", steps)):
+        if value:
+            fields[key] = value
+    if seed >= 0:
+        fields["seed"] = seed
+    _put(fields, "cluster", _cluster(cluster, model, cluster_file))
+    _put(fields, "workload", _workload(trace, rate, arrivals))
+    _put(fields, "environment", {"flat": True} if flat else {})
+    for text in set_ or ():
+        _set(fields, text)
+    made = resolve(fields)
+    where = run_dir or Path("runs") / f"{made.env}-{made.algo}-{time.strftime('%Y%m%d-%H%M%S')}"
+    _say(training.train(made, where, show=not quiet))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the learning commands to the `splitgym` command."""
+    app.command()(train)
+
+
+def _say(outcome: Any) -> None:
+    run = outcome.run
+    print(f"{outcome.state} after {outcome.steps} decisions; best validation goodput {outcome.goodput:.3f}")
+    print(f"model        {run.best / 'model.zip'}")
+    print(f"evaluations  {run.evaluations_file}")
+    print(f"TensorBoard  tensorboard --logdir {run.tensorboard}")
+    if outcome.state == "interrupted":
+        print(f"continue     python train.py --resume {run.path}")
+
+
+def _from_file(path: Path | None) -> dict[str, Any]:
+    import yaml
+
+    if path is None:
+        return {}
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({error})") from None
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{path}: expected a mapping of fields")
+    return dict(fields)
+
+
+def _cluster(machines: str, model: str, file: Path | None) -> dict[str, Any]:
+    if file is not None:
+        return to_mapping(load_yaml(ClusterConfig, file))
+    fields: dict[str, Any] = {"model": model} if model else {}
+    if machines:
+        fields["machines"] = [to_mapping(group) for group in parse_machines(machines)]
+    return fields
+
+
+def _workload(trace: str | None, rate: str | None, arrivals: str | None) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if trace:
+        fields["trace"] = trace
+    if arrivals:
+        fields["arrivals"] = arrivals
+    if rate == "own":
+        fields["rate_per_s"] = None
+    elif rate:
+        try:
+            numbers = [float(part) for part in rate.split("-")]
+        except ValueError:
+            raise ConfigError(f"--rate {rate!r}: expected a number, LOW-HIGH or own") from None
+        fields["rate_per_s"] = numbers[0] if len(numbers) == 1 else numbers
+    return fields
+
+
+def _put(fields: dict[str, Any], key: str, values: dict[str, Any]) -> None:
+    if values:
+        fields[key] = {**fields.get(key, {}), **values}
+
+
+def _set(fields: dict[str, Any], text: str) -> None:
+    """Apply `a.b=value`; the value is read as YAML."""
+    import yaml
+
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--set {text!r}: expected FIELD=VALUE such as learner.num_envs=4")
+    *parents, last = path.strip().split(".")
+    place = fields
+    for name in parents:
+        place = place.setdefault(name, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"--set {text!r}: {name} is no group of fields")
+    place[last] = yaml.safe_load(value)
