@@ -2,7 +2,8 @@
 
 The simulator and the live router fill the same arrays; schedulers, observations and action masks read nothing
 else. Everything here can be known by a router: its own counters, the profile's predictions, what the machines
-report. True output lengths are not here, nor the machines' reservations for them.
+report. True output lengths are not here, nor the machines' reservations for them, unless a study asks for an
+oracle.
 """
 
 from typing import NamedTuple
@@ -71,6 +72,9 @@ class ClusterView(NamedTuple):
     transfers: Ints  # (M,) KV transfers in flight at this machine's NIC
     # Memory.
     kv_used_tokens: Ints  # (M,) KV tokens held here now, caches on their way out included
+    # (M,) most KV tokens that the requests placed here will hold, true outputs included: 0 unless the
+    # cluster's `oracle` flag is on, which is for studies only.
+    oracle_promised_tokens: Ints
     # The cluster.
     clock: Ints  # (1,) now [ns]
     mean_output: Floats  # (2,) decayed sum of output tokens of completed requests, and its weight
@@ -124,6 +128,7 @@ def empty_view(
         inbound_prompt_tokens=ints(),
         transfers=ints(),
         kv_used_tokens=ints(),
+        oracle_promised_tokens=ints(),
         clock=np.zeros(1, np.int64),
         mean_output=np.array([OUTPUT_PRIOR_TOKENS * OUTPUT_PRIOR_WEIGHT, OUTPUT_PRIOR_WEIGHT]),
         counters=np.zeros(NUM_COUNTERS, np.int64),

@@ -27,12 +27,23 @@ _PROMPT, _TOKEN, _MIXED = int(Pool.PROMPT), int(Pool.TOKEN), int(Pool.MIXED)
 
 
 @numba.njit(cache=True)
-def _least_memory(view, flags, mean):
+def _promised(view, m, mean, oracle):
+    """KV tokens used or promised on machine m: estimated, or what an oracle knows."""
+    if oracle:
+        return np.float64(view.oracle_promised_tokens[m])
+    return promised_tokens(view, m, mean)
+
+
+@numba.njit(cache=True)
+def _least_memory(view, flags, mean, oracle):
     """The flagged machine with the least KV memory used or promised; -1 where none is flagged."""
     best = -1
+    least = np.inf
     for m in range(flags.shape[0]):
-        if flags[m] and (best < 0 or promised_tokens(view, m, mean) < promised_tokens(view, best, mean)):
-            best = m
+        if flags[m]:
+            promised = _promised(view, m, mean, oracle)
+            if promised < least:
+                best, least = m, promised
     return best
 
 
@@ -48,10 +59,10 @@ def _prompt_machine(view, request, pool, max_pending):
 
 
 @numba.njit(cache=True)
-def _token_machine(view, need, pool, mean):
+def _token_machine(view, need, pool, mean, oracle):
     """The best token machine of a pool; -1 where it is empty or even the best memory is loaded."""
-    m = _least_memory(view, (view.token_allowed != 0) & (view.pool == pool), mean)
-    if m >= 0 and promised_tokens(view, m, mean) + need >= view.kv_capacity_tokens[m]:
+    m = _least_memory(view, (view.token_allowed != 0) & (view.pool == pool), mean, oracle)
+    if m >= 0 and _promised(view, m, mean, oracle) + need >= view.kv_capacity_tokens[m]:
         return -1
     return m
 
@@ -74,14 +85,14 @@ def splitwise_kernel(view, request, params, state):
     p = _prompt_machine(view, request, _PROMPT, max_pending)
     if p < 0:
         p = _prompt_machine(view, request, _MIXED, max_pending)
-    t = _token_machine(view, need, _TOKEN, mean)
+    t = _token_machine(view, need, _TOKEN, mean, oracle)
     if t < 0:
-        t = _token_machine(view, need, _MIXED, mean)
+        t = _token_machine(view, need, _MIXED, mean, oracle)
     if p < 0:
         p = fewest_pending(view, (view.prompt_allowed != 0) & (view.pool == _TOKEN))
     if t < 0:
         # A machine just converted for the prompt has left the token pool, not the prompt pool: no overlap.
-        t = _least_memory(view, (view.token_allowed != 0) & (view.pool == _PROMPT), mean)
+        t = _least_memory(view, (view.token_allowed != 0) & (view.pool == _PROMPT), mean, oracle)
     if p >= 0 and t >= 0:
         return p, t
 
@@ -92,7 +103,7 @@ def splitwise_kernel(view, request, params, state):
     if p < 0:
         p = fewest_pending(view, view.prompt_allowed != 0)
     if t < 0:
-        t = _least_memory(view, view.token_allowed != 0, mean)
+        t = _least_memory(view, view.token_allowed != 0, mean, oracle)
     return p, t
 
 
@@ -103,7 +114,8 @@ class Splitwise(CompiledRouting):
     max_pending_tokens: int = Field(default=8192, ge=0)
     """A prompt queue is long if a prompt waits in it and pending tokens + prompt exceed this."""
     oracle: bool = False
-    """Use the request's true output length, as the open simulator does. Needs the cluster's `oracle`."""
+    """Use true output lengths, of the request and of those placed before, as the open simulator does. Needs
+    the cluster's `oracle`."""
 
     registered = "splitwise"
     kernel = staticmethod(splitwise_kernel)

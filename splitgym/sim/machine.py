@@ -59,6 +59,7 @@ class Machine:
         self.inbound: dict[Job, None] = {}  # jobs to decode here whose cache is not here yet
         self.inbound_prompt_tokens = 0
 
+        self.promised = 0  # KV tokens that the requests placed here will hold at most: for oracles only
     # ---- memory -------------------------------------------------------------------------------------------
 
     def fits(self, tokens: int) -> bool:

@@ -34,7 +34,9 @@ class Rules(ABC):
         self.home = [Pool(p) for p in self.cluster.home_pools]
         self.network = Network(self.cluster.link_bytes_per_s.tolist(), config.transfer.shared)
         self.accounts = Accounts(self.cluster, trace, self.view)
-        self.visibility = Visibility(self.view, self.machines, self.home, self.network, config.confine)
+        self.visibility = Visibility(
+            self.view, self.machines, self.home, self.network, config.confine, config.oracle
+        )
         self._reserve_all = config.kv_reserve == "at_transfer"
 
     # ---- routing and resizing -----------------------------------------------------------------------------
@@ -45,8 +47,15 @@ class Rules(ABC):
         machine = self.machines[prompt_machine]
         machine.enqueue_prompt(job, self.visibility.prompt_alone_ns(machine, job.prompt_tokens))
         self.machines[token_machine].expect(job)
+        self._promise(job, 1)
         self.visibility.changed(prompt_machine, token_machine)
         self._wake(machine)
+
+    def _promise(self, job: Job, sign: int) -> None:
+        """A request takes its place on two machines (+1), or gives back what it still has (-1)."""
+        self.machines[job.token_machine].promised += sign * (job.prompt_tokens + job.output_tokens)
+        if job.split and job.phase in (Phase.QUEUED, Phase.PROMPT, Phase.SHIPPING):
+            self.machines[job.prompt_machine].promised += sign * (job.prompt_tokens + 1)
 
     def _resize(self, moves: int) -> None:
         """Move `moves` machines from the token to the prompt pool (the other way when negative)."""
@@ -157,6 +166,7 @@ class Rules(ABC):
         """KV tokens that the prompt machine reserves when the prompt starts."""
         if job.split or not self._reserve_all:
             return job.prompt_tokens + 1
+        self._promise(job, -1)
         return job.prompt_tokens + job.output_tokens
 
     def _transfer_need(self, job: Job) -> int:
@@ -300,6 +310,7 @@ class Rules(ABC):
         self.visibility.changed(source.index, target.index)
 
     def _abort_transfer(self, job: Job) -> None:
+        source.promised -= job.prompt_tokens + 1
         """The cache is not wanted any more; what the token machine set aside for it is free."""
         target = self.machines[job.token_machine]
         if job.waiting:
@@ -359,6 +370,7 @@ class Rules(ABC):
             target.unexpect(job)
         elif job.phase in (Phase.PROMPT, Phase.SHIPPING):
             self._abort_transfer(job)
+        self._promise(job, -1)
             source.outbound.pop(job, None)
             source.release(job.held_prompt, job.prompt_tokens + 1)
             target.unexpect(job)

@@ -19,6 +19,7 @@ class Visibility:
         machines, home: (M,) the cluster's state.
         network: transfers in flight.
         confine: restrict each phase to its own and the mixed pool.
+        oracle: show what true output lengths will need.
     """
 
     def __init__(
@@ -28,12 +29,14 @@ class Visibility:
         home: list[Pool],
         network: Network,
         confine: bool,
+        oracle: bool,
     ):
         self.view = view
         self._machines = machines
         self._home = home
         self._network = network
         self._confine = confine
+        self._oracle = oracle
         self._rows = view.machine_row.tolist()
         self._dirty = set(range(len(machines)))
         self._alone_ns: dict[tuple[int, int], int] = {}
@@ -123,6 +126,8 @@ class Visibility:
         """
         view = self.view
         self.can_route = bool(view.available.any())
+        if self._oracle:
+            view.oracle_promised_tokens[i] = machine.promised
         view.prompt_allowed[:] = view.available
         view.token_allowed[:] = view.available
         if self._confine:
