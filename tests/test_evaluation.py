@@ -324,6 +324,14 @@ def test_files_hold_every_run_and_valid_json(results: Results, tmp_path: Path) -
     assert data["seeds"] == [0, 1, 2] and data["cluster"]["model"] == "llama2-70b"
 
 
+def test_undefined_numbers_are_null(results: Results, cluster: Cluster, tmp_path: Path) -> None:
+    one = evaluate(["index"], cluster, results.workloads[:1], seeds=[0])
+    assert np.isnan(summary(one)[0]["goodput_low"]), "one window has no interval"
+    whole = write_files(one, tmp_path)[2].read_text()
+    data = json.loads(whole, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert data["summary"][0]["goodput_low"] is None
+
+
 def test_table_shows_every_policy(results: Results, capsys: pytest.CaptureFixture[str]) -> None:
     print_tables(results)
     text = capsys.readouterr().out

@@ -67,6 +67,9 @@ def test_unfinished_requests_are_bad_and_infinitely_late() -> None:
     assert table.completed.tolist() == [True, False, False]
     assert table.good.tolist() == [True, False, False]
     assert np.isinf(table.tbt_s[1]) and np.isinf(table.ttft_s[2])
+    rows = rows_at([1.0], [-1.0])
+    rows.output_tokens = np.array([1])
+    assert not request_table(rows, make_tables()).good[0], "even if its one token was seen"
     metrics = summarise(table, Totals(), window_s=10, completed_in_run=1, cost_per_hour=1)
     assert (metrics.requests, metrics.completed) == (3, 1)
     assert metrics.goodput == pytest.approx(1 / 3)
