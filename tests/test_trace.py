@@ -174,6 +174,14 @@ def test_poisson_has_its_rate_and_dispersion() -> None:
     assert 0.9 < counts.var() / counts.mean() < 1.1
 
 
+def test_poisson_draws_rows_independently() -> None:
+    trace = Trace(np.arange(10.0), np.arange(10) + 1, np.ones(10, int))
+    drawn = poisson(trace, 10.0, 2000.0, seed=4).prompt_tokens
+    share = np.bincount(drawn, minlength=11)[1:] / len(drawn)
+    assert share == pytest.approx(np.full(10, 0.1), rel=0.12)
+    assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.03
+
+
 def test_a_generator_as_seed_goes_on() -> None:
     draw = np.random.default_rng(0)
     first, second = poisson(even(), 5.0, 10.0, draw), poisson(even(), 5.0, 10.0, draw)
