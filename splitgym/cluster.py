@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitgym import profile as profiles
-from splitgym.config import ClusterConfig
+from splitgym.config import ClusterConfig, VllmBatchingConfig
 from splitgym.errors import ConfigError, TraceError
 from splitgym.profile import Profile, ProfileTables, stack_tables
 from splitgym.trace import Trace
@@ -66,8 +66,11 @@ class Cluster:
 
     @cached_property
     def kv_capacity_tokens(self) -> NDArray[np.int64]:
-        """(M,) tokens of KV cache that fit beside the weights."""
-        return np.array([self.profile_of(m).kv_capacity_tokens for m in range(self.num_machines)], np.int64)
+        """(M,) tokens of KV cache that fit beside the weights; whole blocks under vLLM's rule."""
+        batching = self.config.batching
+        block = batching.block_size if isinstance(batching, VllmBatchingConfig) else 1
+        capacity = [self.profile_of(m).kv_capacity_tokens for m in range(self.num_machines)]
+        return np.array(capacity, np.int64) // block * block
 
     @cached_property
     def link_bytes_per_s(self) -> NDArray[np.int64]:

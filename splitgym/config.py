@@ -3,10 +3,10 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from splitgym.errors import ConfigError
@@ -44,13 +44,52 @@ class TransferConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class BatchingConfig:
-    """Phase-aware batching on a machine (Splitwise, sections 4.1 and 4.2)."""
+    """Phase-aware batching on a machine: the paper's rule (Splitwise, sections 4.1 and 4.2)."""
 
+    rule: Literal["splitwise"] = "splitwise"
     max_prompt_tokens: int = Field(default=2048, ge=1)
     """Prompts are batched up to this many tokens; a single longer prompt runs alone."""
     max_tasks: int = Field(default=512, ge=1)
     max_passed_over: int = Field(default=4, ge=1)
     """A token task passed over this many times goes first."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class VllmBatchingConfig:
+    """vLLM's own batching: chunked prefill under a token budget, decodes first, paged KV memory.
+
+    Names are vLLM's (V1 scheduler). KV memory is given out by blocks; when they run out, the latest request
+    is preempted and computed again.
+    """
+
+    rule: Literal["vllm"] = "vllm"
+    max_num_batched_tokens: int = Field(default=2048, ge=1)
+    """Tokens of one iteration: one a decode, the rest for prompts, which are cut into chunks."""
+    max_num_seqs: int = Field(default=256, ge=1)
+    """Requests in progress on a machine."""
+    block_size: int = Field(default=16, ge=1)
+    """Tokens of KV memory that are given out at once."""
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        return self.max_num_batched_tokens
+
+    @property
+    def max_tasks(self) -> int:
+        return self.max_num_seqs
+
+
+def _rule(batching: Any) -> str:
+    return str(
+        batching.get("rule", "splitwise") if isinstance(batching, Mapping) else getattr(batching, "rule", "")
+    )
+
+
+AnyBatching = Annotated[
+    Annotated[BatchingConfig, Tag("splitwise")] | Annotated[VllmBatchingConfig, Tag("vllm")],
+    Discriminator(_rule),
+]
+"""`rule` tells which one: `splitwise` (the default) or `vllm`."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -82,7 +121,7 @@ class ClusterConfig:
         MachineGroup(count=3, pool="token"),
     )
     transfer: TransferConfig = TransferConfig()
-    batching: BatchingConfig = BatchingConfig()
+    batching: AnyBatching = BatchingConfig()
     slo: SloConfig = SloConfig()
     kv_reserve: Literal["at_decode", "at_transfer"] = "at_decode"
     """When the token machine reserves memory for the output: at the first decode, or with the prompt's."""

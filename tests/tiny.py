@@ -7,7 +7,14 @@ A token iteration costs 10 ms whatever the batch; a KV token is 1,024 bytes; a N
 import numpy as np
 
 from splitgym.cluster import Cluster
-from splitgym.config import BatchingConfig, ClusterConfig, MachineGroup, SloConfig, TransferConfig
+from splitgym.config import (
+    BatchingConfig,
+    ClusterConfig,
+    MachineGroup,
+    SloConfig,
+    TransferConfig,
+    VllmBatchingConfig,
+)
 from splitgym.profile import Profile
 from splitgym.profile.profile import Curve, seconds_to_ticks
 from splitgym.profile.specs import MachineSpec, ModelSpec
@@ -64,7 +71,7 @@ def tiny_cluster(pools: str, profile: Profile | None = None, **fields) -> Cluste
     """A cluster of tiny machines: `pools` such as "PT" or "MM"; `fields` go to the configuration.
 
     `mode`, `shared` and `overlap_min_tokens` go to the transfer, `max_prompt_tokens`, `max_tasks` and
-    `max_passed_over` to the batching.
+    `max_passed_over` to the batching; `vllm` holds the options of vLLM's batching instead.
     """
     profile = profile or tiny_profile()
     names = {"P": "prompt", "T": "token", "M": "mixed"}
@@ -73,11 +80,12 @@ def tiny_cluster(pools: str, profile: Profile | None = None, **fields) -> Cluste
         k: fields.pop(k) for k in ("max_prompt_tokens", "max_tasks", "max_passed_over") if k in fields
     }
     transfer.setdefault("mode", "serial")
+    vllm = fields.pop("vllm", None)
     config = ClusterConfig(
         model="tiny",
         machines=tuple(MachineGroup(machine="tiny", pool=names[c], tensor_parallel=1) for c in pools),
         transfer=TransferConfig(**transfer),
-        batching=BatchingConfig(**batching),
+        batching=BatchingConfig(**batching) if vllm is None else VllmBatchingConfig(**vllm),
         slo=SloConfig(reference_machine="tiny", reference_tensor_parallel=1),
         **fields,
     )

@@ -21,9 +21,9 @@ def make_engine(
         ConfigError: no engine of that name.
     """
     if engine == "simpy":
-        from splitgym.sim.simpy_engine import SimpyEngine
+        from splitgym.sim.simpy_engine import simpy_engine
 
-        return SimpyEngine(cluster, routing, sizing)
+        return simpy_engine(cluster, routing, sizing)
     raise ConfigError(f"engine {engine!r} does not exist: choose one of {', '.join(ENGINES)}")
 
 

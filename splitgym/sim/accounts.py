@@ -131,12 +131,11 @@ class Accounts:
         if iteration.prompts:
             out.prompt_busy_ns[machine] += spent_ns
 
-    def produced(self, machine: int, prompts: list[Job], decodes: int) -> None:
+    def produced(self, machine: int, prompt_tokens: int, output_tokens: int) -> None:
         """Tokens that an iteration computed."""
         out = self.outcomes
-        if prompts:
-            out.prompted_tokens[machine] += sum(job.prompt_tokens for job in prompts)
-        out.generated_tokens[machine] += len(prompts) + decodes
+        out.prompted_tokens[machine] += prompt_tokens
+        out.generated_tokens[machine] += output_tokens
 
     def failed(self, machine: int, iteration: Iteration | None, now_ns: int) -> None:
         if iteration is not None:

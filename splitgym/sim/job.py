@@ -26,6 +26,7 @@ class Job:
 
     __slots__ = (
         "attempt",
+        "computed",
         "decision_id",
         "generated",
         "granted",
@@ -38,6 +39,7 @@ class Job:
         "prompt_tokens",
         "queued_ns",
         "request_id",
+        "target",
         "token_machine",
         "transfer",
         "waiting",
@@ -52,6 +54,8 @@ class Job:
         self.prompt_machine = -1
         self.token_machine = -1
         self.decision_id = -1
+        self.target = prompt_tokens  # tokens to compute before the next one can be generated
+        self.computed = 0  # of these, done (a prompt in chunks)
         self.generated = 0
         self.passed_over = 0
         self.waiting = False  # in some machine's `memory_waiters`

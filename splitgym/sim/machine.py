@@ -6,19 +6,20 @@ engine that owns the machine moves time and tells it what happened.
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from splitgym.config import BatchingConfig
+from splitgym.config import BatchingConfig, VllmBatchingConfig
 from splitgym.sim.job import Job, Phase
 
 
 @dataclass
 class Iteration:
-    """One iteration: prompts computed whole, one token for each token task."""
+    """One iteration: prompts (whole, or a chunk of each), one token for each token task."""
 
     prompts: list[Job]
     decodes: list[Job]
-    prompt_tokens: int
+    prompt_tokens: int  # computed in this iteration
+    chunks: list[int] = field(default_factory=list)  # tokens of each prompt; empty where all are whole
     start_ns: int = 0
     end_ns: int = 0
 
@@ -30,7 +31,7 @@ class Machine:
     memory now. Only `used` is visible to schedulers.
     """
 
-    def __init__(self, index: int, capacity: int, batching: BatchingConfig):
+    def __init__(self, index: int, capacity: int, batching: BatchingConfig | VllmBatchingConfig):
         self.index = index
         self.capacity = capacity
         self.batching = batching
@@ -58,8 +59,8 @@ class Machine:
         self.context_prompts = 0  # their prompt tokens alone
         self.inbound: dict[Job, None] = {}  # jobs to decode here whose cache is not here yet
         self.inbound_prompt_tokens = 0
-
         self.promised = 0  # KV tokens that the requests placed here will hold at most: for oracles only
+
     # ---- memory -------------------------------------------------------------------------------------------
 
     def fits(self, tokens: int) -> bool:
@@ -90,6 +91,7 @@ class Machine:
         prompts have been passed over once more.
         """
         limits = self.batching
+        assert isinstance(limits, BatchingConfig)
         prompts: list[Job] = []
         aged = [job for job in self.batch if job.passed_over >= limits.max_passed_over]
         tasks, tokens = len(aged), len(aged)
@@ -126,14 +128,18 @@ class Machine:
     def enqueue_prompt(self, job: Job, alone_ns: int) -> None:
         """A prompt came to be computed here; `alone_ns` is its predicted time alone."""
         job.phase = Phase.QUEUED
-        job.queued_ns = alone_ns
         self.prompt_queue.append(job)
-        self.queued_prompt_tokens += job.prompt_tokens
+        self.count_queued(job, alone_ns)
+
+    def count_queued(self, job: Job, alone_ns: int) -> None:
+        """The job's tokens wait to be computed here."""
+        job.queued_ns = alone_ns
+        self.queued_prompt_tokens += job.target
         self.queued_ns += alone_ns
 
     def leave_prompt_queue(self, job: Job) -> None:
         """The prompt starts (it is out of the queue already) or is cancelled."""
-        self.queued_prompt_tokens -= job.prompt_tokens
+        self.queued_prompt_tokens -= job.target
         self.queued_ns -= job.queued_ns
 
     def expect(self, job: Job) -> None:
@@ -171,6 +177,11 @@ class Machine:
     def available(self) -> bool:
         """May get new work."""
         return self.down == 0 and not self.switching
+
+    @property
+    def has_seat(self) -> bool:
+        """One more request may be in progress."""
+        return len(self.batch) < self.batching.max_tasks
 
     @property
     def running(self) -> int:

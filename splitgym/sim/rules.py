@@ -27,10 +27,7 @@ class Rules(ABC):
     def _set_up(self, trace: Trace) -> None:
         config = self.cluster.config
         self.view = self.cluster.view()
-        self.machines = [
-            Machine(m, int(capacity), config.batching)
-            for m, capacity in enumerate(self.cluster.kv_capacity_tokens)
-        ]
+        self.machines = [self._make(m, int(c)) for m, c in enumerate(self.cluster.kv_capacity_tokens)]
         self.home = [Pool(p) for p in self.cluster.home_pools]
         self.network = Network(self.cluster.link_bytes_per_s.tolist(), config.transfer.shared)
         self.accounts = Accounts(self.cluster, trace, self.view)
@@ -38,6 +35,9 @@ class Rules(ABC):
             self.view, self.machines, self.home, self.network, config.confine, config.oracle
         )
         self._reserve_all = config.kv_reserve == "at_transfer"
+
+    def _make(self, index: int, capacity: int) -> Machine:
+        return Machine(index, capacity, self.cluster.config.batching)
 
     # ---- routing and resizing -----------------------------------------------------------------------------
 
@@ -78,6 +78,10 @@ class Rules(ABC):
 
     # ---- iterations ---------------------------------------------------------------------------------------
 
+    def _choose(self, machine: Machine) -> Iteration | None:
+        """What the machine runs next."""
+        return machine.next_iteration(lambda job: self._reserve_prompt(machine, job))
+
     def _begin(self, machine: Machine, iteration: Iteration) -> int:
         """Start an iteration; returns its length [ns]."""
         now = self.now_ns
@@ -89,6 +93,10 @@ class Rules(ABC):
             self.accounts.prompt_started(job, now)
             if self._overlaps(job):
                 self._ask_transfer(job)
+        return self._run(machine, iteration)
+
+    def _run(self, machine: Machine, iteration: Iteration) -> int:
+        now = self.now_ns
         for job in iteration.decodes:
             if job.generated == 1:
                 self.accounts.decode_started(job, now)
@@ -104,7 +112,8 @@ class Rules(ABC):
         machine.iteration = None
         prompts = [job for job in iteration.prompts if job.phase is not Phase.CANCELLED]
         self.accounts.spent(machine.index, iteration, now)
-        self.accounts.produced(machine.index, prompts, len(iteration.decodes))
+        tokens = sum(job.prompt_tokens for job in prompts)
+        self.accounts.produced(machine.index, tokens, len(prompts) + len(iteration.decodes))
         self.visibility.iterated(machine.index, iteration, now)
         self._end_decodes(machine, iteration.decodes)
         for job in prompts:
@@ -157,6 +166,7 @@ class Rules(ABC):
                 self._prompt_over(job.transfer)
 
     def _finish(self, job: Job) -> None:
+        self._promise(job, -1)
         job.phase = Phase.DONE
         self.accounts.finished(job, self.now_ns)
 
@@ -166,7 +176,6 @@ class Rules(ABC):
         """KV tokens that the prompt machine reserves when the prompt starts."""
         if job.split or not self._reserve_all:
             return job.prompt_tokens + 1
-        self._promise(job, -1)
         return job.prompt_tokens + job.output_tokens
 
     def _transfer_need(self, job: Job) -> int:
@@ -197,7 +206,7 @@ class Rules(ABC):
 
     def _grant(self, machine: Machine) -> None:
         """Give memory to those who wait: outputs of caches already here first, then FCFS."""
-        while machine.output_waiters and len(machine.batch) < machine.batching.max_tasks:
+        while machine.output_waiters and machine.has_seat:
             job = machine.output_waiters[0]
             if not machine.fits(self._output_need(job)):
                 return
@@ -252,7 +261,7 @@ class Rules(ABC):
         todo = [machine]
         while todo:
             stuck = todo.pop()
-            if not stuck.blocked:
+            if not stuck.blocked or (stuck is not machine and not self._asleep(stuck)):
                 return False
             for job in stuck.outbound:
                 if job.token_machine not in seen:
@@ -301,6 +310,7 @@ class Rules(ABC):
         del source.outbound[job]
         source.release(job.held_prompt, job.prompt_tokens + 1)
         job.held_prompt = 0
+        source.promised -= job.prompt_tokens + 1
         target.cache_is_here(job)
         target.output_waiters.append(job)
         for machine in (source, target):
@@ -310,7 +320,6 @@ class Rules(ABC):
         self.visibility.changed(source.index, target.index)
 
     def _abort_transfer(self, job: Job) -> None:
-        source.promised -= job.prompt_tokens + 1
         """The cache is not wanted any more; what the token machine set aside for it is free."""
         target = self.machines[job.token_machine]
         if job.waiting:
@@ -361,6 +370,7 @@ class Rules(ABC):
     def _cancel(self, job: Job) -> None:
         source, target = self.machines[job.prompt_machine], self.machines[job.token_machine]
         self.accounts.cancelled(job)
+        self._promise(job, -1)
         if job.phase is Phase.QUEUED:
             source.prompt_queue.remove(job)
             source.leave_prompt_queue(job)
@@ -370,7 +380,6 @@ class Rules(ABC):
             target.unexpect(job)
         elif job.phase in (Phase.PROMPT, Phase.SHIPPING):
             self._abort_transfer(job)
-        self._promise(job, -1)
             source.outbound.pop(job, None)
             source.release(job.held_prompt, job.prompt_tokens + 1)
             target.unexpect(job)
@@ -390,6 +399,10 @@ class Rules(ABC):
     @abstractmethod
     def _wake(self, machine: Machine) -> None:
         """Let an idle machine look for work, before any other event of this time."""
+
+    @abstractmethod
+    def _asleep(self, machine: Machine) -> bool:
+        """The machine has looked for work, found none, and nobody has woken it since."""
 
     @abstractmethod
     def _cut_short(self, machine: Machine) -> None:

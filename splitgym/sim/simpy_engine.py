@@ -21,6 +21,7 @@ from splitgym.sim.machine import Machine
 from splitgym.sim.network import Transfer
 from splitgym.sim.outcomes import Outcomes
 from splitgym.sim.rules import Rules
+from splitgym.sim.vllm import VllmRules
 from splitgym.trace import Trace
 from splitgym.types import UNKNOWN, Decision, DecisionKind, EventKind, RequestInfo, to_ns
 
@@ -140,7 +141,7 @@ class SimpyEngine(Rules):
     def _machine(self, machine: Machine) -> Process:
         env = self.env
         while True:
-            iteration = machine.next_iteration(lambda job: self._reserve_prompt(machine, job))
+            iteration = self._choose(machine)
             if iteration is None:
                 if self._break_deadlock(machine):
                     continue
@@ -272,6 +273,9 @@ class SimpyEngine(Rules):
             self._idle[machine.index] = None
             self._fire(idle)
 
+    def _asleep(self, machine: Machine) -> bool:
+        return self._idle[machine.index] is not None
+
     def _cut_short(self, machine: Machine) -> None:
         self._machine_process[machine.index].interrupt()
 
@@ -306,3 +310,18 @@ class SimpyEngine(Rules):
     def _note(self, kind: EventKind, request: int = -1, machine: int = -1) -> None:
         if self.events is not None:
             self.events.append((self.now_ns, kind, request, machine))
+
+
+class VllmSimpyEngine(VllmRules, SimpyEngine):
+    """The same cluster with machines that batch as vLLM does."""
+
+
+def simpy_engine(
+    cluster: Cluster,
+    routing: RoutingScheduler | None = None,
+    sizing: SizingScheduler | None = None,
+    record: bool = False,
+) -> SimpyEngine:
+    """The engine for the cluster's batching rule; arguments as `SimpyEngine`."""
+    kind = VllmSimpyEngine if cluster.config.batching.rule == "vllm" else SimpyEngine
+    return kind(cluster, routing, sizing, record)

@@ -69,9 +69,17 @@ class Visibility:
             ticks = int(token_time_ticks(self.view.tables, row, len(decodes), context)) + machine.ticks_carry
             machine.ticks_carry = ticks & _TICK_MASK
             return max(1, ticks >> TICK_BITS)
-        if not decodes:
-            return self.prompt_alone_ns(machine, iteration.prompt_tokens)
-        return int(mixed_time_ns(self.view.tables, row, iteration.prompt_tokens + len(decodes)))
+        if decodes:
+            time_ns = int(mixed_time_ns(self.view.tables, row, iteration.prompt_tokens + len(decodes)))
+        else:
+            time_ns = self.prompt_alone_ns(machine, iteration.prompt_tokens)
+        for job, chunk in zip(iteration.prompts, iteration.chunks, strict=False):
+            if job.computed:
+                # Attention of a later chunk to those before it: what the whole costs more than its parts.
+                reached = self.prompt_alone_ns(machine, job.computed + chunk)
+                before = self.prompt_alone_ns(machine, job.computed)
+                time_ns += max(0, reached - before - self.prompt_alone_ns(machine, chunk))
+        return time_ns
 
     def iterated(self, machine: int, iteration: Iteration, now_ns: int) -> None:
         """Count an iteration towards the machine's recent share of time given to prompts.
@@ -118,6 +126,8 @@ class Visibility:
         view.inbound_prompt_tokens[i] = machine.inbound_prompt_tokens
         view.transfers[i] = len(self._network.in_flight[i])
         view.kv_used_tokens[i] = machine.used
+        if self._oracle:
+            view.oracle_promised_tokens[i] = machine.promised
 
     def _allow(self) -> None:
         """Who may be chosen: available machines, of the right pools where confined.
@@ -126,8 +136,6 @@ class Visibility:
         """
         view = self.view
         self.can_route = bool(view.available.any())
-        if self._oracle:
-            view.oracle_promised_tokens[i] = machine.promised
         view.prompt_allowed[:] = view.available
         view.token_allowed[:] = view.available
         if self._confine:
