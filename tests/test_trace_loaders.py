@@ -274,3 +274,10 @@ def test_azure_columns_in_parquet(tmp_path: Path, kind: Any) -> None:
     table = pa.table({"TIMESTAMP": stamps, "ContextTokens": [5, 6], "GeneratedTokens": [7, 8]})
     pq.write_table(table, tmp_path / "t.parquet")
     assert load_file(tmp_path / "t.parquet").arrival_s.tolist() == [0.0, 1.5]
+
+
+def test_azure_counts_from_its_first_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, "BLOCK_BYTES", 1 << 10)
+    rows = [f"2024-05-10 00:{i // 60:02}:{i % 60:02}+00:00,10,2" for i in range(600)]
+    trace = load_file(write(tmp_path, "\n".join([AZURE, *rows])))
+    assert trace.arrival_s.tolist() == list(range(600))
