@@ -3,8 +3,8 @@
     python benchmarks/environment.py [--json FILE] [--repeats N]
 
 The default environments (bloom-176b on 5 prompt and 3 token H100 machines, Poisson conversation trace), with
-random allowed actions. The time of a step includes the simulation up to the next decision, which is most of it;
-`observe` and `masks` are the parts that the live router pays too.
+random allowed actions. The time of a step includes the simulation up to the next decision, which is most of
+it; `observe` and `masks` are the parts that the live router pays too.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ def play(env: SchedulingEnv, rng: np.random.Generator) -> int:
         if isinstance(space, gym.spaces.Discrete):
             action: Any = int(rng.choice(np.flatnonzero(mask)))
         else:
-            # A score for each number, forbidden ones lowest: cheaper than `choice`, which would be measured too.
+            # A score for each number, forbidden ones lowest: cheaper than `choice`.
             scores = rng.random(len(mask)) + mask
             first = 0
             action = []

@@ -193,6 +193,8 @@ def test_same_seed_same_episode_in_two_processes() -> None:
     other = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     here = str([digest(play(make(name), seed=7, steps=200)) for name in IDS])
     assert other.stdout.strip().splitlines()[-1] == here
+    env = make("splitgym/Joint-v0")
+    assert digest(play(env, seed=7)) == digest(play(env, seed=7))  # nothing is left of an earlier episode
     assert digest(play(make("splitgym/Routing-v0"), seed=8, steps=200)) not in here
 
 
