@@ -60,7 +60,7 @@ def main() -> None:
     for name in IDS:
         env = gym.make(name, episode_s=options.seconds, **engine).unwrapped
         assert isinstance(env, SchedulingEnv)
-        steps = []
+        steps: list[int] = []
 
         def episode(env: SchedulingEnv = env, steps: list[int] = steps) -> None:
             steps.append(play(env, np.random.default_rng(0)))
