@@ -114,7 +114,7 @@ class ShortestQueue:
 
 
 class StandInTask:
-    """The stand-in environment as a task; goodput is the mean reward of two fixed episodes."""
+    """The stand-in environment as a task; goodput is the mean reward of two fixed episodes, decisions sampled."""
 
     def __init__(self, kind: str = "routing", pause_s: float = 0.0) -> None:
         self.kind, self.pause_s = kind, pause_s
@@ -126,16 +126,19 @@ class StandInTask:
         return ShortestQueue()
 
     def judge(self, model: Any) -> dict[str, float]:
+        import torch
+
         from agents.evaluation import decide
 
         time.sleep(self.pause_s)
+        random = torch.Generator().manual_seed(0)
         env = self.make_env()
         rewards = []
         for seed in (1, 2):
             observation, _ = env.reset(seed=seed)
             over = False
             while not over:
-                action = decide(model, observation, env.action_masks(), 0.0)
+                action = decide(model, observation, env.action_masks(), 1.0, random)
                 observation, reward, _, over, _ = env.step(action)
                 rewards.append(reward)
         return {"goodput": float(np.mean(rewards)), "ttft_slowdown_p50": 1.0}

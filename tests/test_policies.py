@@ -131,7 +131,7 @@ def test_log_probabilities_are_those_of_the_samples():
     actions, _, log_prob = policy(obs)
     _, again, entropy = policy.evaluate_actions(obs, actions)
     np.testing.assert_allclose(log_prob.detach(), again.detach(), atol=1e-6)
-    assert abs(float(-log_prob.mean() - entropy.mean())) < 0.3
+    assert abs(float((-log_prob.mean() - entropy.mean()).detach())) < 0.3
 
 
 def test_temperature_sharpens_and_zero_takes_the_likeliest():

@@ -22,7 +22,7 @@ from tests.stand_in_env import StandInTask  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 
 OPTIONS = {
-    "steps": 4096,
+    "steps": 3072,
     "algo": "maskable_ppo",
     "learner": {"num_envs": 2, "hidden": 8, "reward_scale": 0.1},
     "on_policy": {"n_steps": 64, "batch_size": 64, "n_epochs": 1},
@@ -37,7 +37,7 @@ from agents.config import resolve
 from agents.training import train, resume
 from tests.stand_in_env import StandInTask
 folder, how, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-task = StandInTask(pause_s=0.15)
+task = StandInTask(pause_s=0.05)
 if how == "train":
     train(resolve(options), folder, task=task, show=False)
 else:
@@ -65,7 +65,7 @@ def check_evaluations(run):
     with run.evaluations_file.open(newline="") as file:
         steps = [int(row["steps"]) for row in csv.DictReader(file)]
     # One at the first update boundary (each 128 steps) at or after each multiple of 500, and the end's.
-    wanted = {0, *(-(-m // 128) * 128 for m in range(500, 4096, 500)), 4096}
+    wanted = {0, *(-(-m // 128) * 128 for m in range(500, 3072, 500)), 3072}
     assert steps == sorted(wanted)
 
 
@@ -73,15 +73,15 @@ def check_evaluations(run):
 def test_a_killed_run_goes_on(tmp_path, number):
     folder = tmp_path / "run"
     process = start(folder)
-    wait_for_checkpoint(folder, 1024, process)
+    wait_for_checkpoint(folder, 768, process)
     process.send_signal(number)
     assert process.wait(timeout=60) == (0 if number == signal.SIGTERM else -signal.SIGKILL)
     run = RunFolder(folder)
     stopped_at = int(run.latest_checkpoint().name.split("-")[1])
-    assert 1024 <= stopped_at < 4096
+    assert 768 <= stopped_at < 3072
     assert run.progress()["state"] == ("interrupted" if number == signal.SIGTERM else "running")
     outcome = resume(folder, task=StandInTask(), show=False)
-    assert (outcome.state, outcome.steps) == ("finished", 4096)
+    assert (outcome.state, outcome.steps) == ("finished", 3072)
     check_evaluations(run)
     assert run.progress()["state"] == "finished"
 
