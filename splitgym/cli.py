@@ -139,6 +139,43 @@ def max_rate(
     _say_stand_ins(stand_ins((load,)))
 
 
+@app.command("characterize")
+def characterize_profile(
+    profile: Annotated[
+        str, typer.Argument(help="MODEL/MACHINE, MODEL/MACHINE/tp4, or a profile file; replaces the options.")
+    ] = "",
+    model: Model = "bloom-176b",
+    machine: Annotated[str, typer.Option(help="Machine type: see `splitgym profile list`.")] = "h100-80gb",
+    tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs that hold the model.")] = 8,
+    compare: Annotated[
+        str, typer.Option(help="A second profile, or a machine type for the same model.")
+    ] = "",
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of each task of a token batch; default 1,149.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for CSV, JSON and plots.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Throughput, memory and power of both phases, and how one machine compares with another."""
+    from splitgym.evaluation import characterize as phases
+
+    found = [phases.find(profile or f"{model}/{machine}/tp{tensor_parallel}")]
+    if compare:
+        first = found[0]
+        plain = "/" not in compare and not compare.endswith((".json", ".yaml", ".yml"))
+        same = f"{first.model.name}/{compare}/tp{first.tensor_parallel}"
+        found.append(phases.find(same if plain else compare))
+    drawn = [phases.characterize(p, context or phases.CONTEXT_TOKENS) for p in found]
+    if as_json:
+        print(json.dumps(phases.as_json(drawn), indent=1, allow_nan=False))
+    else:
+        phases.print_tables(drawn)
+    if out is not None:
+        _make_folder(out)
+        files = phases.write_files(drawn, out) + phases.write_plots(drawn, out)
+        Console(stderr=True).print(f"{len(files)} files in {out}")
+
+
 @trace_app.command("fetch")
 def trace_fetch(name: Annotated[str, typer.Argument(help="azure-code or azure-conv.")]) -> None:
     """Download an original trace into the cache and check its sha256."""
