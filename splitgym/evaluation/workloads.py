@@ -6,7 +6,8 @@
     shifting:azure-conv~azure-code@12    Poisson, sizes move from the first trace to the second and back
     mixed:azure-conv+azure-code@12       Poisson, sizes from both, half and half
 
-Everything is taken from one part of the trace (`train`, `validation`, `test`), stamps and sizes alike.
+Everything is taken from one part of the trace (`train`, `validation`, `test`), stamps and sizes alike. `all` is
+the whole trace: for sizing clusters, where nothing is learned and nothing can leak.
 """
 
 import re
@@ -24,7 +25,7 @@ from splitgym.errors import ConfigError, MissingTraceError, TraceError
 from splitgym.trace import Trace
 
 Kind = Literal["poisson", "stamps", "shifting", "mixed"]
-Part = Literal["train", "validation", "test"]
+Part = Literal["train", "validation", "test", "all"]
 
 _TEXT = re.compile(
     r"^(?P<kind>poisson|stamps|shifting|mixed)(?::(?P<sources>[^@]+))?(?:@(?P<factor>x)?(?P<rate>[0-9.]+))?$"
@@ -94,7 +95,8 @@ class Workload:
             TraceError: a trace that cannot be loaded, or is too short for the window at this speed.
         """
         load = load or find
-        parts = [traces.part(load(source), self.part) for source in self.sources]
+        found = [load(source) for source in self.sources]
+        parts = found if self.part == "all" else [traces.part(trace, self.part) for trace in found]
         if self.kind == "stamps":
             return self._stamps(parts[0], seed, machines)
         assert self.rate_per_s is not None
