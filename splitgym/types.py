@@ -19,8 +19,10 @@ class Pool(IntEnum):
 
 
 class EventKind(IntEnum):
-    """What happens at one time happens in this order, then by sequence number.
+    """What happens at one time happens in this order, then by index of the machine or request it concerns.
 
+    (By machine: START, ITERATION_END, SWITCH_END, FAILURE, RECOVERY; by request: TRANSFER_END, REROUTE,
+    ARRIVAL.)
     `START` is an idle machine that begins an iteration because work came: at once, before any other event
     of that time, so that the second of two simultaneous prompts is not batched with the first.
     """

@@ -20,24 +20,27 @@ from splitgym.view import (
 
 
 class _Power:
-    """Power of one machine type, remembered by batch."""
+    """Power of one machine type in whole watts, remembered by batch.
+
+    Whole watts times nanoseconds add up exactly, in any order: two engines count the same energy.
+    """
 
     def __init__(self, profile: Profile):
         self._profile = profile
-        self._prompt: dict[int, float] = {}
-        self._token: dict[int, float] = {}
-        self.idle_w = profile.idle_power_w
+        self._prompt: dict[int, int] = {}
+        self._token: dict[int, int] = {}
+        self.idle_w = round(profile.idle_power_w)
 
-    def watts(self, iteration: Iteration) -> float:
+    def watts(self, iteration: Iteration) -> int:
         """Power during an iteration; one with prompts draws what its prompts draw."""
         if iteration.prompts:
             tokens = iteration.prompt_tokens
             if tokens not in self._prompt:
-                self._prompt[tokens] = self._profile.prompt_power_w(tokens)
+                self._prompt[tokens] = round(self._profile.prompt_power_w(tokens))
             return self._prompt[tokens]
         size = len(iteration.decodes)
         if size not in self._token:
-            self._token[size] = self._profile.token_power_w(size)
+            self._token[size] = round(self._profile.token_power_w(size))
         return self._token[size]
 
 
@@ -50,7 +53,7 @@ class Accounts:
         self._view = view
         powers = [_Power(profile) for profile in cluster.rows]
         self._power = [powers[row] for row in cluster.machine_row]
-        self._active_j = [0.0] * cluster.num_machines
+        self._active_w_ns = [0] * cluster.num_machines
         self._failed_at: dict[int, int] = {}
         self._down_ns = np.zeros(cluster.num_machines, np.int64)
         self._in_system = 0
@@ -126,7 +129,7 @@ class Accounts:
         """Time and energy of an iteration that ended, or was cut short by a failure."""
         out = self.outcomes
         spent_ns = now_ns - iteration.start_ns
-        self._active_j[machine] += self._power[machine].watts(iteration) * (spent_ns / NS_PER_S)
+        self._active_w_ns[machine] += self._power[machine].watts(iteration) * spent_ns
         out.busy_ns[machine] += spent_ns
         if iteration.prompts:
             out.prompt_busy_ns[machine] += spent_ns
@@ -172,5 +175,5 @@ class Accounts:
         out.up_ns[:] = now_ns - down_ns
         for machine, power in enumerate(self._power):
             idle_ns = max(0, int(out.up_ns[machine] - out.busy_ns[machine]))
-            out.energy_j[machine] = self._active_j[machine] + power.idle_w * (idle_ns / NS_PER_S)
+            out.energy_j[machine] = (self._active_w_ns[machine] + power.idle_w * idle_ns) / NS_PER_S
         return out

@@ -28,7 +28,7 @@ class Engine(Protocol):
         """
 
     def run_until_decision(self) -> Decision | None:
-        """Advance to the next decision; None when every request has completed."""
+        """Advance to the next decision; None when every request has completed. `view` is true as of then."""
 
     def apply(self, action: tuple[int, int] | int) -> None:
         """Answer the pending decision: (prompt machine, token machine), or machines to move.

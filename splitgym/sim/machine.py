@@ -112,10 +112,11 @@ class Machine:
                 job.passed_over = 0
             return Iteration([], list(self.batch), 0) if self.batch else None
         room = max(0, min(limits.max_tasks - tasks, limits.max_prompt_tokens - tokens))
-        decodes = aged
+        decodes = []
         for job in self.batch:
             if job.passed_over >= limits.max_passed_over:
                 job.passed_over = 0
+                decodes.append(job)
             elif room > 0:
                 decodes.append(job)
                 room -= 1

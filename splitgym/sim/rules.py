@@ -114,7 +114,8 @@ class Rules(ABC):
         self.accounts.spent(machine.index, iteration, now)
         tokens = sum(job.prompt_tokens for job in prompts)
         self.accounts.produced(machine.index, tokens, len(prompts) + len(iteration.decodes))
-        self.visibility.iterated(machine.index, iteration, now)
+        if iteration.prompts:
+            self.visibility.prompts_ran(machine.index, iteration, now)
         self._end_decodes(machine, iteration.decodes)
         for job in prompts:
             self._end_prompt(machine, job)

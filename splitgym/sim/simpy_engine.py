@@ -3,9 +3,10 @@
 Whoever wants to know what the cluster does reads this file, with `rules.py` (requests, memory, caches),
 `machine.py` (batching on one machine) and `network.py` (shared NICs).
 
-Time is an integer number of nanoseconds. Events of one time happen in the order of `EventKind`, then in the
-order in which they were scheduled. When an iteration ends, its machine begins the next one within the same
-event; an idle machine that gets work begins in a `START` event, before anything else of that time.
+Time is an integer number of nanoseconds. Events of one time happen in the order of `EventKind`, then of the
+machine or request that they concern: no order of scheduling matters. When an iteration ends, its machine
+begins the next one within the same event; an idle machine that gets work begins in a `START` event, before
+anything else of that time.
 """
 
 from collections.abc import Generator
@@ -30,19 +31,21 @@ RATE_CHANGED = "rate changed"
 ABORTED = "aborted"
 
 
-def _schedule(env: simpy.Environment, event: simpy.Event, delay_ns: int, kind: EventKind) -> None:
-    """Let an event happen after `delay_ns`; at one time, events happen in the order of `kind`."""
+def _schedule(env: simpy.Environment, event: simpy.Event, delay_ns: int, kind: EventKind, index: int) -> None:
+    """Let an event happen after `delay_ns`; at one time, events come in the order of `kind`, then `index`."""
     event._ok = True
     event._value = None
-    env.schedule(event, priority=kind, delay=delay_ns)  # type: ignore[arg-type]  # any integer sorts
+    # SimPy's own events (a process begins, is interrupted) have priorities 0 and 1: they come first.
+    priority = (kind + 1) << 40 | index
+    env.schedule(event, priority=priority, delay=delay_ns)  # type: ignore[arg-type]  # any integer sorts
 
 
 class Timer(simpy.Event):
     """An event after `delay_ns`."""
 
-    def __init__(self, env: simpy.Environment, delay_ns: int, kind: EventKind):
+    def __init__(self, env: simpy.Environment, delay_ns: int, kind: EventKind, index: int = 0):
         super().__init__(env)
-        _schedule(env, self, delay_ns, kind)
+        _schedule(env, self, delay_ns, kind, index)
 
 
 class SimpyEngine(Rules):
@@ -102,6 +105,8 @@ class SimpyEngine(Rules):
         step = self.env.step
         while self._decision is None and self.accounts.unfinished:
             step()
+        if self._decision is None:
+            self.visibility.refresh(self.now_ns)
         return self._decision
 
     def apply(self, action: tuple[int, int] | int) -> None:
@@ -133,7 +138,7 @@ class SimpyEngine(Rules):
             arrival_ns = int(outcomes.arrival_ns[request_id])
             prompt_tokens = int(outcomes.prompt_tokens[request_id])
             output_tokens = int(outcomes.output_tokens[request_id])
-            yield Timer(self.env, arrival_ns - self.now_ns, EventKind.ARRIVAL)
+            yield Timer(self.env, arrival_ns - self.now_ns, EventKind.ARRIVAL, request_id)
             self._note(EventKind.ARRIVAL, request_id)
             self.accounts.arrived(prompt_tokens)
             self._ask_route(Job(request_id, prompt_tokens, output_tokens, attempt=0))
@@ -150,7 +155,7 @@ class SimpyEngine(Rules):
                 continue
             duration_ns = self._begin(machine, iteration)
             try:
-                yield Timer(env, duration_ns, EventKind.ITERATION_END)
+                yield Timer(env, duration_ns, EventKind.ITERATION_END, machine.index)
             except simpy.Interrupt:  # the machine failed
                 continue
             self._note(EventKind.ITERATION_END, machine=machine.index)
@@ -162,7 +167,7 @@ class SimpyEngine(Rules):
         try:
             while True:
                 try:
-                    yield Timer(env, transfer.rest_ns, EventKind.TRANSFER_END)
+                    yield Timer(env, transfer.rest_ns, EventKind.TRANSFER_END, job.request_id)
                     break
                 except simpy.Interrupt as interrupt:
                     if interrupt.cause is not RATE_CHANGED:
@@ -174,7 +179,8 @@ class SimpyEngine(Rules):
             if self._overlaps(job):
                 constant = int(self.view.transfer_constant_ns[job.prompt_machine])
                 ended = int(self.accounts.outcomes.prompt_end_ns[job.request_id])
-                yield Timer(env, max(0, ended + constant - self.now_ns), EventKind.TRANSFER_END)
+                rest_ns = max(0, ended + constant - self.now_ns)
+                yield Timer(env, rest_ns, EventKind.TRANSFER_END, job.request_id)
         except simpy.Interrupt:  # aborted
             return
         del self._shipping[transfer]
@@ -195,10 +201,10 @@ class SimpyEngine(Rules):
                 self._decision = self._new_decision(DecisionKind.RESIZE, None)
 
     def _fault(self, machine: Machine, at_ns: int, duration_ns: int) -> Process:
-        yield Timer(self.env, at_ns, EventKind.FAILURE)
+        yield Timer(self.env, at_ns, EventKind.FAILURE, machine.index)
         self._note(EventKind.FAILURE, machine=machine.index)
         self._fail(machine)
-        yield Timer(self.env, duration_ns, EventKind.RECOVERY)
+        yield Timer(self.env, duration_ns, EventKind.RECOVERY, machine.index)
         self._note(EventKind.RECOVERY, machine=machine.index)
         machine.down -= 1
         if machine.down == 0:
@@ -209,14 +215,15 @@ class SimpyEngine(Rules):
     def _switch(self, machine: Machine) -> Process:
         """A drained machine waits out the switching delay, then works for its new pool."""
         number = machine.switch_number
-        yield Timer(self.env, to_ns(self.cluster.config.switch_delay_s), EventKind.SWITCH_END)
+        delay_ns = to_ns(self.cluster.config.switch_delay_s)
+        yield Timer(self.env, delay_ns, EventKind.SWITCH_END, machine.index)
         if machine.switching and machine.switch_number == number:  # no failure came between
             self._note(EventKind.SWITCH_END, machine=machine.index)
             machine.switching = False
             self._back(machine)
 
     def _reroute(self, job: Job) -> Process:
-        yield Timer(self.env, 0, EventKind.REROUTE)
+        yield Timer(self.env, 0, EventKind.REROUTE, job.request_id)
         self._note(EventKind.REROUTE, job.request_id)
         del self._restarting[job]
         self._ask_route(job)
@@ -271,7 +278,7 @@ class SimpyEngine(Rules):
         idle = self._idle[machine.index]
         if idle is not None:
             self._idle[machine.index] = None
-            self._fire(idle)
+            self._fire(idle, machine.index)
 
     def _asleep(self, machine: Machine) -> bool:
         return self._idle[machine.index] is not None
@@ -296,7 +303,7 @@ class SimpyEngine(Rules):
     def _prompt_over(self, transfer: Transfer) -> None:
         event = self._waiting.pop(transfer, None)
         if event is not None:
-            self._fire(event)
+            self._fire(event, transfer.source)
 
     def _abort(self, transfer: Transfer) -> None:
         self._waiting.pop(transfer, None)
@@ -304,8 +311,8 @@ class SimpyEngine(Rules):
 
     # ---- small things -------------------------------------------------------------------------------------
 
-    def _fire(self, event: simpy.Event) -> None:
-        _schedule(self.env, event, 0, EventKind.START)
+    def _fire(self, event: simpy.Event, machine: int) -> None:
+        _schedule(self.env, event, 0, EventKind.START, machine)
 
     def _note(self, kind: EventKind, request: int = -1, machine: int = -1) -> None:
         if self.events is not None:

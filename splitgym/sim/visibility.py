@@ -81,17 +81,17 @@ class Visibility:
                 time_ns += max(0, reached - before - self.prompt_alone_ns(machine, chunk))
         return time_ns
 
-    def iterated(self, machine: int, iteration: Iteration, now_ns: int) -> None:
-        """Count an iteration towards the machine's recent share of time given to prompts.
+    def prompts_ran(self, machine: int, iteration: Iteration, now_ns: int) -> None:
+        """Count an iteration with prompts towards the machine's recent share of time given to prompts.
 
-        A decayed mean by rational arithmetic (an implicit Euler step), the same on every machine.
+        A decayed mean by rational arithmetic (an implicit Euler step), the same on every machine. Time
+        without prompts only decays it: readers do that, see `schedulers.predict.prompt_share`.
         """
         tau = SHARE_TIME_CONSTANT_NS
-        idle_ns = iteration.start_ns - self._share_at_ns[machine]
+        gap_ns = iteration.start_ns - self._share_at_ns[machine]
         spent_ns = now_ns - iteration.start_ns
-        share = self._share[machine] * (tau / (tau + idle_ns))
-        prompts_ns = spent_ns if iteration.prompts else 0
-        self._share[machine] = (share * tau + prompts_ns) / (tau + spent_ns)
+        share = self._share[machine] * tau / (tau + gap_ns)
+        self._share[machine] = (share * tau + spent_ns) / (tau + spent_ns)
         self._share_at_ns[machine] = now_ns
 
     # ---- the view -----------------------------------------------------------------------------------------

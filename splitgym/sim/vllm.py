@@ -179,7 +179,8 @@ class VllmRules(Rules):
         now = self.now_ns
         machine.iteration = None
         self.accounts.spent(machine.index, iteration, now)
-        self.visibility.iterated(machine.index, iteration, now)
+        if iteration.prompts:
+            self.visibility.prompts_ran(machine.index, iteration, now)
         self._end_decodes(machine, iteration.decodes)
         prompt_tokens, new_tokens = 0, len(iteration.decodes)
         for job, chunk in zip(iteration.prompts, iteration.chunks, strict=True):
