@@ -166,12 +166,13 @@ def characterize_profile(
         same = f"{first.model.name}/{compare}/tp{first.tensor_parallel}"
         found.append(phases.find(same if plain else compare))
     drawn = [phases.characterize(p, context or phases.CONTEXT_TOKENS) for p in found]
+    if out is not None:
+        _make_folder(out)
     if as_json:
         print(json.dumps(phases.as_json(drawn), indent=1, allow_nan=False))
     else:
         phases.print_tables(drawn)
     if out is not None:
-        _make_folder(out)
         files = phases.write_files(drawn, out) + phases.write_plots(drawn, out)
         Console(stderr=True).print(f"{len(files)} files in {out}")
 

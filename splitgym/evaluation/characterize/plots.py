@@ -43,8 +43,9 @@ def memory(found: Sequence[Characterization]) -> Figure:
     """Weights and KV cache by prompt batch and by token batch, under what the GPUs have."""
     figure, (left, right) = _panels()
     for i, c in enumerate(_distinct(found)):
-        left.plot(c.prompt_tokens, c.prompt_memory_bytes / GB, color=f"C{i}", label="weights + KV cache")
-        _token_line(right, c, c.token_memory_bytes / GB, i, "weights + KV cache")
+        which = "" if len(_distinct(found)) == 1 else f", {_name(c, found)}"
+        left.plot(c.prompt_tokens, c.prompt_memory_bytes / GB, color=f"C{i}")
+        _token_line(right, c, c.token_memory_bytes / GB, i, f"weights + KV cache{which}")
         for axes in (left, right):
             axes.axhline(c.profile.machine.memory_bytes / GB, color=f"C{i}", linewidth=1, linestyle="--")
             axes.axhline(c.profile.model.weights_bytes / GB, color="0.5", linewidth=1, linestyle=":")
@@ -178,9 +179,7 @@ def _finish(figure: Figure, panels: Sequence[Any], found: Sequence[Characterizat
     panels[1].set_title("token phase", fontsize="medium")
     dotted = any(line.get_linestyle() == ":" and len(line.get_xdata()) > 2 for line in panels[1].lines)
     title = "dotted: beyond the profile's knots" if dotted else None
-    panels[1].legend(fontsize="small", loc="lower right", title=title, title_fontsize="x-small")
-    first = found[0].profile
-    figure.suptitle(
-        f"{first.model.name} on {first.tensor_parallel} GPUs" if len(found) > 1 else found[0].label
-    )
+    panels[1].legend(fontsize="small", loc="best", title=title, title_fontsize="x-small")
+    titles = dict.fromkeys(f"{c.profile.model.name} on {c.profile.tensor_parallel} GPUs" for c in found)
+    figure.suptitle(", ".join(titles) if len(found) > 1 else found[0].label)
     return figure

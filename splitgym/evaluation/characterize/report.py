@@ -62,7 +62,7 @@ def as_json(found: Sequence[Characterization]) -> dict[str, Any]:
 
 
 def write_files(found: Sequence[Characterization], folder: Path) -> list[Path]:
-    """Write `prompt.csv`, `token.csv`, `power-over-time.csv`, `facts.csv`, of two `compare.csv`, and all of it as
+    """Write `prompt.csv`, `token.csv`, `power-over-time.csv`, `facts.csv`, of two `compare.csv`, and all as
     `characterization.json`.
 
     Returns:
