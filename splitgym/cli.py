@@ -177,6 +177,79 @@ def characterize_profile(
         Console(stderr=True).print(f"{len(files)} files in {out}")
 
 
+@app.command()
+def provision(
+    workload: Annotated[str, typer.Option(help="KIND:TRACE without a rate.")] = "poisson:azure-conv",
+    designs: Annotated[
+        str,
+        typer.Option(
+            help="`paper`, its names, or [NAME=]TYPE:P+TYPE:T or TYPE:M; comma-separated. 5P is fixed."
+        ),
+    ] = "paper",
+    budget: Annotated[
+        str, typer.Option(help="Find the highest rate within power=N, cost=N, count=N or power=40*h100-80gb.")
+    ] = "",
+    rate: Annotated[
+        float | None, typer.Option(help="Or find the least machines for so many requests/s.")
+    ] = None,
+    minimise: Annotated[str, typer.Option(help="With --rate: cost, power or count.")] = "cost",
+    also: Annotated[
+        str, typer.Option(help="Another KIND:TRACE: what the clusters hold there (robustness).")
+    ] = "",
+    model: Model = "bloom-176b",
+    seeds: Seeds = 1,
+    duration: Duration = 60.0,
+    warmup: Warmup = 10.0,
+    part: Annotated[str, typer.Option(help="Part of the trace: all, train, validation or test.")] = "all",
+    tolerance: Annotated[float, typer.Option(help="Relative distance of the rates tried.")] = 0.03,
+    most_machines: Annotated[int, typer.Option(min=1, help="With --rate: of a pool.")] = 128,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default all cores.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="JSON that keeps the runs; the same command goes on from it.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for CSV, JSON and plots.")] = None,
+    engine: EngineName = "simpy",
+    as_json: AsJson = False,
+) -> None:
+    """Search machine types and pool sizes: most requests/s for a budget, or least machines for a rate."""
+    from splitgym import provisioning
+    from splitgym.evaluation import parse
+    from splitgym.evaluation.workloads import stand_ins
+
+    fields = {"duration_s": duration, "warmup_s": warmup, "part": part}
+    if "@" in workload + also:
+        raise ConfigError(
+            "provision searches the rate: name workloads without @, and a rate to reach with --rate"
+        )
+    loads = [parse(f"{text}@1", **fields) for text in (workload, also) if text]
+    asked = provisioning.Request(
+        problem=provisioning.Problem(
+            model, loads[0], tuple(range(seeds)), tolerance, most_machines=most_machines, engine=engine
+        ),
+        designs=tuple(provisioning.parse_designs(designs)),
+        budget=provisioning.parse_budget(budget, model) if budget else None,
+        rate_per_s=rate,
+        minimise=minimise,
+        also=loads[1] if also else None,
+        figures=out is not None,
+    )
+    if out is not None:
+        _make_folder(out)
+    screen = Console(stderr=True)
+    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as bar:
+        task = bar.add_task("simulating", total=asked.expected_runs)
+        with provisioning.processes(workers) as map:
+            runs = provisioning.Runs(map, cache, lambda: bar.advance(task))
+            answer = asked.answer(runs, lambda left: bar.update(task, total=runs.count + 8 * left))
+    if as_json:
+        print(json.dumps(answer.as_json(), indent=1, allow_nan=False))
+    else:
+        answer.print_tables()
+    _say_stand_ins(stand_ins(loads))
+    if out is not None:
+        screen.print(f"{len(answer.write(out))} files in {out}")
+
+
 @trace_app.command("fetch")
 def trace_fetch(name: Annotated[str, typer.Argument(help="azure-code or azure-conv.")]) -> None:
     """Download an original trace into the cache and check its sha256."""

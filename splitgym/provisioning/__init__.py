@@ -9,6 +9,7 @@
 ...     )  # doctest: +SKIP
 """
 
+from splitgym.provisioning.answer import Answer, Request
 from splitgym.provisioning.designs import (
     PAPER_COUNTS,
     PAPER_DESIGNS,
@@ -26,6 +27,7 @@ from splitgym.provisioning.runs import Percentiles, Runs, Task, failures, proces
 __all__ = [
     "PAPER_COUNTS",
     "PAPER_DESIGNS",
+    "Answer",
     "Budget",
     "Curve",
     "Design",
@@ -34,6 +36,7 @@ __all__ = [
     "Percentiles",
     "PoolOf",
     "Problem",
+    "Request",
     "Runs",
     "Task",
     "as_json",

@@ -186,7 +186,7 @@ def parse_design(text: str) -> Design:
         if match is None:
             raise ConfigError(
                 f"design {text!r}: {part.strip()!r} is none of {', '.join(PAPER_DESIGNS)} and not "
-                "TYPE:POOL such as h100-80gb:P (P prompt, T token, M mixed; join with +; 25P fixes the number)"
+                "TYPE:POOL such as h100-80gb:P (P prompt, T token, M mixed; join with +; 25P is fixed)"
             )
         pools.append(PoolOf(match["machine"], match["pool"], int(match["tp"] or 8)))
         if match["count"]:

@@ -176,7 +176,7 @@ def least(
     if len(short) == len(designs):
         nearest = max(near.values(), key=lambda f: f.rate_per_s)
         raise ConfigError(
-            f"{rate_per_s:g} requests/s are not reached with up to {problem.most_machines} machines in a pool; "
+            f"{rate_per_s:g} requests/s are not reached with up to {problem.most_machines} machines a pool; "
             f"the nearest feasible point: {nearest.rate_per_s:g} requests/s with {nearest.design.name} of "
             f"{nearest.design.describe(nearest.counts)} (then {' '.join(nearest.failed) or 'no SLO'} fails)"
         )
