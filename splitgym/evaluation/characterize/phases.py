@@ -30,7 +30,7 @@ THREE_REQUESTS = ((512, 128), (1024, 128), (2048, 128))
 
 @dataclass(frozen=True)
 class PowerOverTime:
-    """Machine power as steps: `watts[i]` from `edges_s[i]` to `edges_s[i + 1]`."""
+    """Machine power as steps: `watts[i]`, whole as in the engines, from `edges_s[i]` to `edges_s[i + 1]`."""
 
     edges_s: Floats  # (S + 1,)
     watts: Floats  # (S,)
@@ -138,7 +138,7 @@ def characterize(profile: Profile, context_tokens: int = CONTEXT_TOKENS) -> Char
         )
     least, most = profile.prompt_tokens[0], min(profile.prompt_tokens[-1], capacity)
     grid = {int(n) for n in np.geomspace(max(1, least), most, 97).round()}
-    knots = {n for n in profile.prompt_tokens if n <= most}
+    knots = {n for n in profile.prompt_tokens if 1 <= n <= most}
     return Characterization(
         profile=profile,
         context_tokens=context_tokens,
@@ -192,7 +192,7 @@ def simulate_power(
             (out.finish_ns[i], profile.token_power_w(1), "token"),
         ):
             edges.append(int(until))
-            watts.append(power)
+            watts.append(round(power))
             phases.append(phase)
     return PowerOverTime(
         np.array(edges) / NS_PER_S, np.array(watts), tuple(phases), float(out.energy_j.sum()), requests

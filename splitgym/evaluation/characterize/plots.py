@@ -43,25 +43,20 @@ def memory(found: Sequence[Characterization]) -> Figure:
     """Weights and KV cache by prompt batch and by token batch, under what the GPUs have."""
     figure, (left, right) = _panels()
     for i, c in enumerate(_distinct(found)):
-        which = "" if len(_distinct(found)) == 1 else f", {_name(c, found)}"
+        alike = [o for o in found if _key(o) == _key(c)]
         left.plot(c.prompt_tokens, c.prompt_memory_bytes / GB, color=f"C{i}")
-        _token_line(right, c, c.token_memory_bytes / GB, i, f"weights + KV cache{which}")
-        for axes in (left, right):
-            axes.axhline(c.profile.machine.memory_bytes / GB, color=f"C{i}", linewidth=1, linestyle="--")
-            axes.axhline(c.profile.model.weights_bytes / GB, color="0.5", linewidth=1, linestyle=":")
+        _token_line(right, c, c.token_memory_bytes / GB, i, ", ".join(_name(o, found) for o in alike))
         top = c.profile.machine.memory_bytes / GB
-        names = [
-            o.profile.machine.name
-            for o in found
-            if o.profile.machine.memory_bytes == c.profile.machine.memory_bytes
-        ]
-        text = f"memory of {', '.join(dict.fromkeys(names))}"
+        for axes in (left, right):
+            axes.axhline(top, color=f"C{i}", linewidth=1, linestyle="--")
+            axes.axhline(c.profile.model.weights_bytes / GB, color="0.5", linewidth=1, linestyle=":")
+        text = f"memory of {', '.join(dict.fromkeys(o.profile.machine.name for o in alike))}"
         left.text(0.02, top, text, transform=_left_edge(left), va="bottom", fontsize=8)
     weights = found[0].profile.model.weights_bytes / GB
     left.text(0.98, weights, "weights", transform=_left_edge(left), ha="right", va="top", fontsize=8)
-    left.set(xlabel="prompt batch [tokens]", ylabel="memory [GB]", xscale="log")
+    left.set(xlabel="prompt batch [tokens]", ylabel="weights + KV cache [GB]", xscale="log")
     _token_axis(right, found)
-    right.set(ylabel="memory [GB]")
+    right.set(ylabel="weights + KV cache [GB]")
     for axes in (left, right):
         axes.set_ylim(0, 1.15 * max(c.profile.machine.memory_bytes for c in found) / GB)
     return _finish(figure, (left, right), found)
@@ -144,12 +139,13 @@ def _style(i: int) -> str:
 
 
 def _distinct(found: Sequence[Characterization]) -> list[Characterization]:
-    """Machines that differ in memory or model: equal ones have one line."""
-    keys = {
-        (c.profile.model.name, c.profile.kv_bytes_per_token, c.profile.machine.memory_bytes): c
-        for c in reversed(found)
-    }
-    return [c for c in found if c in keys.values()]
+    """Those that differ in memory or model: equal ones have one line."""
+    return [c for i, c in enumerate(found) if _key(c) not in [_key(o) for o in found[:i]]]
+
+
+def _key(c: Characterization) -> tuple[str, int, int, int]:
+    p = c.profile
+    return p.model.name, p.kv_bytes_per_token, p.machine.memory_bytes, c.last_batch
 
 
 def _left_edge(axes: Any) -> Any:
