@@ -1,7 +1,9 @@
 """Profiles: seconds and integer tables agree, curves never decrease, bad files are refused by name."""
 
 import json
+from fractions import Fraction
 from itertools import pairwise
+from math import floor
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +49,8 @@ def test_integer_functions_match_a_plain_restatement(
     knots = list(zip(p.prompt_tokens, p.prompt_ns, strict=True))
     segments = list(pairwise(knots))
     (x0, y0), (x1, y1) = next((s for s in segments if tokens <= s[1][0]), segments[-1])
-    assert prompt_time_ns(p.tables, 0, tokens) == max(1, y0 + (y1 - y0) * (tokens - x0) // (x1 - x0))
+    exact = Fraction((y1 - y0) * (tokens - x0), x1 - x0)
+    assert prompt_time_ns(p.tables, 0, tokens) == max(1, y0 + floor(exact + Fraction(1, 2)))
 
     base, slope = p.tables.token_base[0].tolist(), p.tables.token_slope[0].tolist()
     assert len(base) == 513
