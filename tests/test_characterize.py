@@ -120,6 +120,8 @@ def test_requests_alone_are_the_engines(both: tuple[phases.Characterization, ...
         found = phases.alone(both[0].profile, *sizes)
         served = serve_alone("bloom-176b", "h100-80gb", "none", *sizes)
         assert found["e2e_s"] == pytest.approx(served.e2e_s[0], rel=1e-6)
+        run = phases.simulate_power(both[0].profile, (sizes,), pause_s=0.0)
+        assert found["energy_j"] == pytest.approx(run.energy_j, rel=1e-3), "the engine counts whole watts"
 
 
 def test_table_4_of_the_paper() -> None:
