@@ -1,6 +1,6 @@
 """The paper's cluster designs: our highest rates under all nine SLOs, beside what the paper claims.
 
-    python benchmarks/designs.py [--cache FILE] [--markdown docs/fidelity.md] [--images DIR] [--models NAMES]
+    python benchmarks/designs.py --cache runs/designs.json --markdown docs/fidelity.md --images docs/images
 
 Thousands of simulated seconds of 40 to 86 machines: an hour on two cores. What was simulated is kept in the
 cache, so it can be stopped and started again. With --markdown the block between `<!-- begin designs -->` and
@@ -13,10 +13,13 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from splitgym.config import ClusterConfig, SloConfig
 from splitgym.evaluation import parse
 from splitgym.evaluation.plots import save
+from splitgym.evaluation.reference.setup import read_tables
 from splitgym.evaluation.workloads import stand_ins
 from splitgym.provisioning import (
     PAPER_COUNTS,
@@ -47,6 +50,8 @@ def main() -> None:
         with contextlib.suppress(KeyboardInterrupt):
             for model in options.models.split(","):
                 results[model] = measure(model, options, runs)
+                if options.tables:
+                    results[model] |= with_their_tables(model, options, runs)
                 print(f"\n{model}: {runs.count} runs, {time.monotonic() - started:.0f} s", flush=True)
                 if options.images and model == options.models.split(",")[0]:
                     draw(problem(model, TRACES[0], options), results[model], options.images, runs)
@@ -65,6 +70,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, help="JSON of simulated verdicts, read and extended")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every rate to FILE")
+    parser.add_argument(
+        "--tables", type=Path, metavar="FILE",
+        help="perf_model.csv of the open simulator: the published designs with its time tables as well",
+    )  # fmt: skip
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the report into FILE")
     parser.add_argument("--images", type=Path, metavar="DIR", help="draw the paper's figures into DIR")
     parser.add_argument("--models", default="bloom-176b,llama2-70b")
@@ -117,6 +126,40 @@ def measure(model: str, options: argparse.Namespace, runs: Runs) -> dict[str, li
         other = TRACES[1 - TRACES.index(trace)]
         sized = [f.design for f in found[f"best power {other}"]]
         note(f"best for {other} under {trace}", most_rate(asked[trace], sized, None, runs))
+    return found
+
+
+def with_their_tables(model: str, options: argparse.Namespace, runs: Runs) -> dict[str, list[Found]]:
+    """The published designs once more, with nothing changed but the time tables: the open simulator's."""
+    tables = read_tables(options.tables)
+    folder = (options.cache or Path("runs/designs.json")).with_suffix(".tables")
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for name in ("a100-80gb", "h100-80gb", "h100-80gb-pcap"):
+        prompt, token = tables.prompt[model, name], tables.token[model, name]
+        none = {"idle_w": 0.0, "prompt_tokens": [1], "prompt_w": [0.0], "token_batch": [1], "token_w": [0.0]}
+        files[name] = folder / f"{model}_{name}.json"
+        content = {
+            "model": model,
+            "machine": name,
+            "tensor_parallel": 8,
+            "prompt": {"tokens": prompt.tokens, "seconds": prompt.seconds},
+            "token": {"batch": token.tokens, "seconds": token.seconds},
+            "power": none,
+            "raw_tables": True,
+            "provenance": {"times": f"medians of {options.tables.name}, keyed as SplitwiseSim keys them"},
+        }
+        files[name].write_text(json.dumps(content, indent=1) + "\n")
+    rules = ClusterConfig(slo=SloConfig(reference_machine=str(files["a100-80gb"])))
+    found = {}
+    for sized_for, under in [(t, t) for t in TRACES] + [TRACES[::-1]]:
+        asked = replace(problem(model, under, options), rules=rules)
+        designs = []
+        for name, numbers in PAPER_COUNTS["power", sized_for].items():
+            design = PAPER_DESIGNS[name].sized(numbers)
+            pools = tuple(replace(p, machine=str(files[p.machine])) for p in design.pools)
+            designs.append(replace(design, pools=pools))
+        found[f"their tables {sized_for} under {under}"] = most_rate(asked, designs, None, runs)
     return found
 
 

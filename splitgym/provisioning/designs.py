@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from splitgym import profile as profiles
-from splitgym.config import ClusterConfig, MachineGroup, make
+from splitgym.config import ClusterConfig, MachineGroup
 from splitgym.errors import ConfigError
 from splitgym.profile import MachineSpec
 
@@ -66,14 +66,14 @@ class Design:
         """The design with its numbers of machines, pool by pool."""
         return replace(self, counts=tuple(int(c) for c in counts))
 
-    def config(self, model: str, counts: Counts) -> ClusterConfig:
-        """The cluster with so many machines in each pool."""
+    def config(self, model: str, counts: Counts, rules: ClusterConfig | None = None) -> ClusterConfig:
+        """The cluster with so many machines in each pool, and all else as in `rules`."""
         groups = tuple(
             MachineGroup(p.machine, n, _POOLS[p.pool], p.tensor_parallel)
             for p, n in zip(self.pools, counts, strict=True)
             if n
         )
-        return make(ClusterConfig, model=model, machines=groups)
+        return replace(rules or ClusterConfig(), model=model, machines=groups)
 
     def amount(self, quantity: Quantity, model: str, counts: Counts) -> float:
         """Power, cost per hour or number of so many machines."""

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from splitgym.config import ClusterConfig
 from splitgym.errors import ConfigError
 from splitgym.evaluation.workloads import Workload
 from splitgym.provisioning.designs import Budget, Counts, Design, Quantity
@@ -40,6 +41,8 @@ class Problem:
     most_machines: int = 128
     """No pool of a cluster that is to reach a rate has more."""
     engine: str = "simpy"
+    rules: ClusterConfig | None = None
+    """Transfer, batching, SLO and all else of a cluster but its model and machines; None is the default."""
 
     def __post_init__(self) -> None:
         if not (self.tolerance > 0 and 0 < self.lowest_per_s < self.highest_per_s and self.most_machines > 0):
@@ -57,7 +60,7 @@ class Problem:
 
     def task(self, design: Design, counts: Counts, rate_per_s: float) -> Task:
         """The run that tells whether a cluster holds a rate."""
-        config = design.config(self.model, counts)
+        config = design.config(self.model, counts, self.rules)
         return Task(config, design.scheduler, self.workload.at_rate(rate_per_s), self.seeds, self.engine)
 
 
