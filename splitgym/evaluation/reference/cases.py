@@ -1,5 +1,6 @@
-"""Reads a folder of the open simulator's results: `micro/expected.csv`, `runs.csv` with `runs/` and `traces/`."""
+"""Reads a folder of the open simulator's results: `micro/expected.csv`, `runs.csv`, `runs/`, `traces/`."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,27 @@ def read_folder(folder: Path) -> list[Case]:
     return cases
 
 
+def find_cases(folder: Path | None, only: str = "") -> list[Case]:
+    """The cases of a folder, by default the one that `SPLITGYM_REFERENCE` names.
+
+    Args:
+        folder: where they lie.
+        only: what their names must contain.
+
+    Raises:
+        ConfigError: no folder was named, it cannot be read, or no case is left.
+    """
+    if folder is None:
+        name = os.environ.get("SPLITGYM_REFERENCE")
+        if not name:
+            raise ConfigError("no folder of reference results: give --reference or set SPLITGYM_REFERENCE")
+        folder = Path(name)
+    cases = [case for case in read_folder(folder) if only in case.name]
+    if not cases:
+        raise ConfigError(f"{folder}: no case has {only!r} in its name")
+    return cases
+
+
 def _micro(path: Path) -> Iterator[Case]:
     groups: dict[tuple[str, str, str], list[list[float]]] = {}
     for line, row in read_rows(path, _MICRO):
@@ -92,6 +114,8 @@ def _runs(path: Path) -> Iterator[Case]:
             traces[row["trace_file"]] = _trace(folder / "traces" / row["trace_file"])
         requests = {key: [*values, np.nan, np.nan] for key, values in traces[row["trace_file"]].items()}
         results = folder / "runs" / f"{row['run']}.csv.gz"
+        if not results.is_file() and row.get("status", "ok") != "ok":
+            continue  # it crashed and left nothing to compare with
         for at, result in read_rows(results, _RUN):
             key = int(number(result, "request_ids", results, at))
             if key not in requests:

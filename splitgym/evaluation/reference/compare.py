@@ -1,4 +1,4 @@
-"""Runs a case of the open simulator with ours and says how far the two agree, and why not where they do not."""
+"""Runs a case of the open simulator with ours: how far the two agree, and why not where they do not."""
 
 from dataclasses import dataclass
 
@@ -93,17 +93,15 @@ def run(case: Case, tables: Tables) -> Ours:
 def compare(case: Case, tables: Tables) -> Comparison:
     """Run a case and judge it.
 
-    A case agrees when every request does (to `EXACT`), and a run of many requests also when its percentiles do
-    (to `CLOSE`) with the same verdict on all nine SLOs. Where it does not, the difference is that of a named
-    oddity only if the oddity's onset comes before the first difference.
+    A case agrees when every request does (to `EXACT`), and a run of many requests also when its percentiles
+    do (to `CLOSE`) with the same verdict on all nine SLOs. Where it does not, the difference is that of a
+    named oddity only if the oddity's onset comes before the first difference.
     """
     ours = run(case, tables)
     ttft = _relative(ours.ttft_s, case.ttft_s)
     e2e = _relative(ours.e2e_s, case.e2e_s)
     differ = (ttft > EXACT) | (e2e > EXACT)
-    moment = np.where(
-        ttft > EXACT, np.fmin(ours.ttft_s, case.ttft_s), np.fmin(ours.e2e_s, case.e2e_s)
-    )
+    moment = np.where(ttft > EXACT, np.fmin(ours.ttft_s, case.ttft_s), np.fmin(ours.e2e_s, case.e2e_s))
     # A request without any result (refused by us, never completed by them) differs from its arrival on.
     moment = case.arrival_s + np.nan_to_num(moment, nan=0.0)
     first = float(moment[differ].min()) if differ.any() else np.nan
@@ -139,9 +137,9 @@ def _percentiles(
 ) -> tuple[dict[str, tuple[float, float, float]], tuple[bool, ...], tuple[bool, ...]]:
     """Percentile differences, and the nine SLOs of ours and theirs.
 
-    Slowdowns are theirs: TTFT over P(prompt), TBT over T(prompt), E2E over P + T x (output - 1), with P and T the
-    tables of the reference machine (T read at the prompt's size). TBT is (E2E - TTFT) / (output - 1) for both;
-    what they print divides by the output (oddities 2 and 12).
+    Slowdowns are theirs: TTFT over P(prompt), TBT over T(prompt), E2E over P + T x (output - 1), with P and T
+    the tables of the reference machine (T read at the prompt's size). TBT is (E2E - TTFT) / (output - 1) for
+    both; what they print divides by the output (oddities 2 and 12).
     """
     both = ~np.isnan(ours.e2e_s) & ~np.isnan(case.e2e_s)
     prompt, output = case.prompt_tokens[both].astype(np.float64), case.output_tokens[both]

@@ -1,8 +1,8 @@
 """Where the open simulator is wrong or odd, and when that bites in a case.
 
 The numbers are those of the list in docs/fidelity.md. Ours follows the paper, so results part there, but not
-before: each oddity has an *onset*, the first moment at which it can make a difference. The onset is found by a rule
-over the inputs and over our own run (which is the open simulator's run as well, up to that moment).
+before: each oddity has an *onset*, the first moment at which it can make a difference. A rule over the inputs
+and our own run (which is the open simulator's run as well, up to that moment) finds it.
 """
 
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from splitgym.cluster import Cluster
+from splitgym.config import BatchingConfig
 from splitgym.evaluation.reference.cases import Case
 from splitgym.schedulers.protocol import RoutingScheduler, SizingScheduler
 from splitgym.sim.job import Job
@@ -21,15 +22,15 @@ from splitgym.types import NS_PER_S, Pool
 
 AGEING, LONG_PROMPT, GOING_HOME, INPUTS, TOO_LARGE, ONE_MACHINE, POLLING = 3, 4, 5, 6, 7, 9, 11
 CAUSES = {
-    AGEING: "a task is passed over 4 times: theirs lets prompts of later requests jump the queue or never runs it",
+    AGEING: "a task is passed over 4 times: theirs starves it or lets later prompts jump the queue",
     LONG_PROMPT: "a prompt beyond the batch limit waits for a decoding machine's batch to change by itself",
-    GOING_HOME: "theirs leaves the mixed pool only, and always, when idle; ours when foreign work has drained",
+    GOING_HOME: "theirs leaves the mixed pool when idle and only then; ours when foreign work has drained",
     INPUTS: "simultaneous arrivals, an arrival at time 0 or an output of 1 token",
     TOO_LARGE: "a request that fits no machine blocks the queue for ever; ours refuses it",
     ONE_MACHINE: "kv_token_jsq gives everything to one machine",
     POLLING: "memory is full: theirs retries transfers every whole second, lets others pass; ours is FCFS",
 }
-"""The oddities that change results. (1, 2, 8 and 12 are settled by tables, definitions and the oracle; 10 is right.)"""
+"""The oddities that change results. Tables, definitions and the oracle settle 1, 2, 8, 12; 10 is right."""
 
 
 @dataclass
@@ -82,7 +83,9 @@ class Watch(SimpyEngine):
 
     def reset(self, trace: Trace, seed: int = 0) -> None:
         super().reset(trace, seed)
-        self._limit = self.cluster.config.batching.max_passed_over
+        batching = self.cluster.config.batching
+        assert isinstance(batching, BatchingConfig)
+        self._limit, self._max_prompt_tokens = batching.max_passed_over, batching.max_prompt_tokens
         self._passes: dict[Job, int] = {}
         self._theirs_mixed = [False] * len(self.machines)
 
@@ -94,7 +97,7 @@ class Watch(SimpyEngine):
                 self.onsets.mark(GOING_HOME, now)
         iteration = machine.iteration
         decoding = iteration is not None and not iteration.prompts
-        too_long = job.prompt_tokens > self.cluster.config.batching.max_prompt_tokens
+        too_long = job.prompt_tokens > self._max_prompt_tokens
         if too_long and decoding and prompt_machine != token_machine:
             self.onsets.mark(LONG_PROMPT, now)
         super()._route(job, prompt_machine, token_machine)

@@ -1,11 +1,12 @@
 """The open simulator's setup, as data and options of ours: time tables, cluster, scheduler.
 
-Nothing here is a rule. SplitwiseSim's choices that differ from the paper's (or from real hardware) are values of
-options that any user can set: `raw_tables` and `kv_bytes_per_token` of a profile, `transfer`, `kv_reserve` and
-`oracle` of a cluster, `oracle` of the scheduler.
+Nothing here is a rule. SplitwiseSim's choices that differ from the paper's (or from real hardware) are values
+of options that any user can set: `raw_tables` and `kv_bytes_per_token` of a profile, `transfer`, `kv_reserve`
+and `oracle` of a cluster, `oracle` of the scheduler.
 """
 
 import csv
+import gzip
 import math
 import re
 from collections import defaultdict
@@ -24,6 +25,7 @@ from splitgym.errors import ConfigError, ProfileError
 from splitgym.profile import Profile
 from splitgym.profile.load import from_content
 from splitgym.profile.specs import models
+from splitgym.resources import data_folder
 from splitgym.schedulers.protocol import RoutingScheduler
 
 GPUS = 8
@@ -97,6 +99,20 @@ class Tables:
         return from_content(content, self.source, f"{model}_{machine}_splitwise-sim")
 
 
+def find_tables(path: Path | None) -> Tables:
+    """The time tables, by default `splitwise-sim/perf_model.csv` in the folder that `SPLITGYM_DATA` names.
+
+    Raises:
+        ConfigError: see `read_tables`; no file was named.
+    """
+    if path is None:
+        folder = data_folder()
+        if folder is None:
+            raise ConfigError("no time tables: give --perf-model or set SPLITGYM_DATA")
+        path = folder / "splitwise-sim" / "perf_model.csv"
+    return read_tables(path)
+
+
 def read_tables(path: Path) -> Tables:
     """The time tables from `perf_model.csv`.
 
@@ -131,17 +147,14 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[
     Raises:
         ConfigError: it cannot be read, or a column is missing.
     """
-    import gzip
-
     try:
-        opened = gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="")
-        with opened as file:
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", newline="") as file:
             reader = csv.DictReader(file)
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
                 raise ConfigError(f"{path}: the column {missing[0]} is missing (needs {', '.join(columns)})")
-            for line, row in enumerate(reader, start=2):
-                yield line, row
+            yield from enumerate(reader, start=2)
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError(f"{path}: cannot be read ({what})") from None
@@ -187,7 +200,8 @@ class Setup:
         """
         if self.scheduler not in _ROUTING:
             raise ConfigError(f"scheduler {self.scheduler!r}: choose one of {', '.join(_ROUTING)}")
-        return schedulers.routing(*_ROUTING[self.scheduler][:1], **_ROUTING[self.scheduler][1])
+        name, options = _ROUTING[self.scheduler]
+        return schedulers.routing(name, **options)
 
     def cluster(self, tables: Tables) -> Cluster:
         """The cluster with SplitwiseSim's hardware constants."""
@@ -233,6 +247,8 @@ _ROUTING: dict[str, tuple[str, dict[str, bool]]] = {
     "mixed_pool": ("splitwise", {"oracle": True}),
     "token_jsq": ("jsq-tokens", {}),
     "kv_token_jsq": ("split-jsq", {}),
+    "round_robin": ("round-robin", {}),
+    "kv_round_robin": ("split-round-robin", {}),
 }
 _OVERLAP = ("kv_token_jsq",)
 """Its kv_token_jsq is the overlapping one."""
