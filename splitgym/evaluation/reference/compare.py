@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitgym import schedulers
+from splitgym.cluster import Cluster
 from splitgym.evaluation.reference.cases import Case
 from splitgym.evaluation.reference.oddities import Onsets, Watch, onsets_of_inputs
 from splitgym.evaluation.reference.setup import REFERENCE_MACHINE, Tables
@@ -61,13 +62,18 @@ class Ours:
     onsets: Onsets
 
 
-def run(case: Case, tables: Tables) -> Ours:
+def run(case: Case, tables: Tables, cluster: Cluster | None = None) -> Ours:
     """Run a case with our specification engine under the open simulator's setup.
+
+    Args:
+        case: what to run.
+        tables: the time tables.
+        cluster: replaces the setup's own, to see what another option does.
 
     Raises:
         SplitgymError: an unknown scheduler, design or model.
     """
-    cluster = case.setup.cluster(tables)
+    cluster = cluster or case.setup.cluster(tables)
     need = case.prompt_tokens + case.output_tokens
     fits = need <= int(cluster.kv_capacity_tokens.min())
     onsets = onsets_of_inputs(case, ~fits)

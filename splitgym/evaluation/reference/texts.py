@@ -54,8 +54,8 @@ ODDITIES = (
     ),
     (
         "6",
-        "simultaneous arrivals are not FIFO; arrival at 0 and an output of 1 token can crash it; the cache of "
-        "a request with an output of 1 is shipped although nothing is left to decode",
+        "simultaneous arrivals are not FIFO; arrival at 0 and an output of 1 token can crash it; the cache "
+        "of a request with an output of 1 is shipped although nothing is left to decode",
         "FIFO; a request with one token ends with its prompt",
     ),
     (
