@@ -199,7 +199,7 @@ def test_published_designs_are_near_their_budgets() -> None:
 
 
 def test_budget_in_floating_point_buys_what_it_should() -> None:
-    assert Budget("power", 70 * 24.8).buys([24.8]) == [(70,)]
+    assert Budget("cost", 0.3).buys([0.1]) == [(3,)], "0.3 / 0.1 is below 3"
     assert Budget("count", 4).buys([1.0, 1.0]) == [(1, 3), (2, 2), (3, 1)]
     assert Budget("cost", 10).buys([4.76, 2.21]) == [(1, 2)]
 
