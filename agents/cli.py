@@ -31,7 +31,7 @@ Rate = Annotated[
 ]
 Arrivals = Annotated[str | None, typer.Option(help="poisson, or stamps (as recorded).")]
 Steps = Annotated[int | None, typer.Option(help="Decisions in all.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same run.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Same seed, same run; default 0.")]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="New folder; default runs/ENV-ALGO-TIME.")]
 Resume = Annotated[Path | None, typer.Option(help="Run folder to continue, with its own configuration.")]
 ConfigFile = Annotated[
@@ -54,7 +54,7 @@ def train(
     rate: Rate = None,
     arrivals: Arrivals = None,
     steps: Steps = None,
-    seed: Seed = -1,
+    seed: Seed = None,
     run_dir: RunDir = None,
     resume: Resume = None,
     config: ConfigFile = None,
@@ -72,7 +72,7 @@ def train(
 
     if resume is not None:
         given = (algo, env, cluster, model, cluster_file, trace, rate, arrivals, run_dir, config, set_)
-        if any(given) or flat or seed >= 0:
+        if any(given) or flat or seed is not None:
             raise ConfigError("a resumed run keeps its configuration: give --resume RUN alone")
         training.check_total(load_yaml(RunConfig, resume / "config.yaml"), steps)
         _say(training.resume(resume, show=not quiet))
@@ -81,7 +81,7 @@ def train(
     for key, value in (("algo", algo), ("env", env), ("steps", steps)):
         if value:
             fields[key] = value
-    if seed >= 0:
+    if seed is not None:
         fields["seed"] = seed
     _put(fields, "cluster", _cluster(cluster, model, cluster_file))
     _put(fields, "workload", _workload(trace, rate, arrivals))

@@ -1,4 +1,4 @@
-"""How fast an agent learns to route: environment steps, vectorisation in and across processes, PPO, and its parts.
+"""How fast an agent learns to route: environment steps, in and across processes, PPO, and its parts.
 
     python benchmarks/learning.py
 
