@@ -25,6 +25,7 @@ from splitgym.provisioning import (
     PAPER_COUNTS,
     PAPER_DESIGNS,
     Budget,
+    Design,
     Found,
     Problem,
     Runs,
@@ -152,14 +153,23 @@ def with_their_tables(model: str, options: argparse.Namespace, runs: Runs) -> di
         files[name].write_text(json.dumps(content, indent=1) + "\n")
     rules = ClusterConfig(slo=SloConfig(reference_machine=str(files["a100-80gb"])))
     found = {}
+
+    def theirs(name: str, numbers: tuple[int, ...] | None) -> Design:
+        design = PAPER_DESIGNS[name]
+        pools = tuple(replace(p, machine=str(files[p.machine])) for p in design.pools)
+        return replace(design, pools=pools, counts=numbers)
+
     for sized_for, under in [(t, t) for t in TRACES] + [TRACES[::-1]]:
         asked = replace(problem(model, under, options), rules=rules)
-        designs = []
-        for name, numbers in PAPER_COUNTS["power", sized_for].items():
-            design = PAPER_DESIGNS[name].sized(numbers)
-            pools = tuple(replace(p, machine=str(files[p.machine])) for p in design.pools)
-            designs.append(replace(design, pools=pools))
+        designs = [theirs(name, numbers) for name, numbers in PAPER_COUNTS["power", sized_for].items()]
         found[f"their tables {sized_for} under {under}"] = most_rate(asked, designs, None, runs)
+    asked = replace(problem(model, TRACES[0], options), rules=rules)
+    designs = [theirs(name, numbers) for name, numbers in PAPER_COUNTS["cost", TRACES[0]].items()]
+    found[f"their tables cost {TRACES[0]}"] = most_rate(asked, designs, None, runs)
+    both = found[f"their tables {TRACES[0]} under {TRACES[0]}"]
+    target = next(f for f in both if f.design.name == "Baseline-H100").rate_per_s
+    designs = [theirs(name, None) for name in ("Baseline-H100", "Splitwise-HHcap")]
+    found[f"their tables least power {TRACES[0]}"] = least(asked, designs, target, "power", runs)
     return found
 
 

@@ -59,17 +59,20 @@ def block(results: dict[str, Results], first: Problem, images: Path | None, file
     return "\n\n".join(["## Cluster designs", *parts])
 
 
+METHOD = """
+Made by `python benchmarks/designs.py --tables splitwise-sim/perf_model.csv --markdown docs/fidelity.md`,
+which is many `splitgym provision`. {model}, Poisson arrivals with sizes from the whole Azure traces,
+{work.duration_s:g} s measured after {work.warmup_s:g} s, {seeds} seed(s). A rate is the highest at which
+all nine SLOs hold, on a grid of {percent:g} % steps that all designs share; the noise of one window is
+about as large. Clusters have the default rules and the fitted profiles. Splitwise designs route with the
+paper's scheduler without knowledge of output lengths, baselines by fewest pending tokens. Power and cost
+are in the open simulator's units: 44 and 4.76 an H100 machine, 24.8 and 2.21 an A100 machine.
+"""
+
+
 def _method(model: str, asked: Problem) -> str:
-    work = asked.workload
-    return (
-        "Made by `python benchmarks/designs.py --tables splitwise-sim/perf_model.csv --markdown "
-        f"docs/fidelity.md`, which is many `splitgym provision`. {model}, Poisson arrivals with sizes from the "
-        f"whole Azure traces, {work.duration_s:g} s measured after {work.warmup_s:g} s, {len(asked.seeds)} "
-        "seed(s). A rate is the highest at which all nine SLOs hold, on a grid of "
-        f"{100 * asked.tolerance:g} % steps that all designs share; the noise of one window is about as large. "
-        "Clusters have the default rules and the fitted profiles. Splitwise designs route with the paper's "
-        "scheduler without knowledge of output lengths, baselines by fewest pending tokens. Power and cost "
-        "are in the open simulator's units: 44 and 4.76 an H100 machine, 24.8 and 2.21 an A100 machine."
+    return METHOD.strip().format(
+        model=model, work=asked.workload, seeds=len(asked.seeds), percent=100 * asked.tolerance
     )
 
 
@@ -101,21 +104,24 @@ def _ratio_claim(
     main: Results, claimed: float, equal: str, design: str, base: str, what: str
 ) -> tuple[str, ...]:
     found = []
-    for kind in (f"published {equal} {CONV}", f"best {equal} {CONV}", f"their tables {CONV} under {CONV}"):
-        there = main.get(kind, []) if equal == "power" or not kind.startswith("their") else []
-        found.append(_ratio(there, f"Splitwise-{design}", f"Baseline-{base}"))
+    theirs = f"their tables {CONV} under {CONV}" if equal == "power" else f"their tables {equal} {CONV}"
+    for kind in (f"published {equal} {CONV}", f"best {equal} {CONV}", theirs):
+        found.append(_ratio(main.get(kind, []), f"Splitwise-{design}", f"Baseline-{base}"))
     cells = [f"{x:.2f}x" if x is not None else "-" for x in found]
     text = f"rate of Splitwise-{design} / Baseline-{base}, {what}"
     return (text, f"{claimed:g}x", *cells, _verdict(claimed, found[:2], found[2], neutral=1.0))
 
 
 def _power_claim(main: Results) -> tuple[str, ...]:
-    there = {f.design.name: f for f in main.get(f"least power {CONV}", [])}
+    changes: list[float | None] = []
+    for kind in (f"least power {CONV}", f"their tables least power {CONV}"):
+        there = _by_name(main.get(kind, []))
+        hhcap, base = there.get("Splitwise-HHcap"), there.get("Baseline-H100")
+        changes.append(hhcap.power / base.power - 1 if hhcap and base and hhcap.reached else None)
+    ours, theirs = (None if x is None else 1 + x for x in changes)
+    cells = ["-" if x is None else _percent(x) for x in changes]
     text = "power of Splitwise-HHcap at Baseline-H100's rate"
-    if "Splitwise-HHcap" not in there:
-        return (text, "-25 %", "-", "-", "-", "not measured")
-    change = there["Splitwise-HHcap"].power / there["Baseline-H100"].power - 1
-    return (text, "-25 %", "-", _percent(change), "-", _verdict(0.75, [1 + change], None, neutral=1.0))
+    return (text, "-25 %", "-", *cells, _verdict(0.75, [ours], theirs, neutral=1.0))
 
 
 def _loss_claim(main: Results, kind: str, names: Sequence[str], claimed: float) -> tuple[str, ...]:
@@ -177,15 +183,15 @@ def _why(model: str, main: Results) -> str:
 
 
 WHY = """
-What decides is how much slower decoding gets with a batch. In the open simulator's time table it does not (the
-keys are prompt size x batch size, and it is read at the number of decoding tasks), so a token machine takes any
-number of requests for nothing. The measurements themselves, which our profiles are fitted to, say otherwise. TBT
-as a slowdown against one A100 alone (the SLOs: p50 below 1.25, p90 below 1.5), by batch size at a context of
-1,260 tokens each:
+What decides is how much slower decoding gets with a batch. In the open simulator's time table it does not
+(the keys are prompt size x batch size, and it is read at the number of decoding tasks), so a token machine
+takes any number of requests for nothing. The measurements themselves, which our profiles are fitted to, say
+otherwise. TBT as a slowdown against one A100 alone (the SLOs: p50 below 1.25, p90 below 1.5), by batch size
+at a context of 1,260 tokens each:
 """
 
 CONSEQUENCES = """
-The column "their time tables" repeats the published sizes with that one thing exchanged; all rules are as above.
+CONSEQ
 """
 
 

@@ -203,6 +203,10 @@ def provision(
     part: Annotated[str, typer.Option(help="Part of the trace: all, train, validation or test.")] = "all",
     tolerance: Annotated[float, typer.Option(help="Relative distance of the rates tried.")] = 0.03,
     most_machines: Annotated[int, typer.Option(min=1, help="With --rate: of a pool.")] = 128,
+    rules: Annotated[
+        Path | None,
+        typer.Option(help="YAML of a ClusterConfig: its transfer, batching, SLO; not its machines."),
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default all cores.")] = None,
     cache: Annotated[
         Path | None, typer.Option(help="JSON that keeps the runs; the same command goes on from it.")
@@ -224,7 +228,13 @@ def provision(
     loads = [parse(f"{text}@1", **fields) for text in (workload, also) if text]
     asked = provisioning.Request(
         problem=provisioning.Problem(
-            model, loads[0], tuple(range(seeds)), tolerance, most_machines=most_machines, engine=engine
+            model,
+            loads[0],
+            tuple(range(seeds)),
+            tolerance,
+            most_machines=most_machines,
+            engine=engine,
+            rules=load_yaml(ClusterConfig, rules) if rules is not None else None,
         ),
         designs=tuple(provisioning.parse_designs(designs)),
         budget=provisioning.parse_budget(budget, model) if budget else None,
@@ -270,6 +280,7 @@ def validate(
 
     cases = other.find_cases(reference, only)
     tables = other.find_tables(perf_model)
+    other.check_setups(cases, tables)
     results = []
     for case in cases:
         results.append(other.compare(case, tables))

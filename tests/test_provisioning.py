@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from splitgym import cli
 from splitgym.cluster import Cluster
-from splitgym.config import ClusterConfig, parse_machines
+from splitgym.config import ClusterConfig, TransferConfig, parse_machines
 from splitgym.errors import ConfigError, ProfileError
 from splitgym.evaluation import parse
 from splitgym.metrics import KINDS
@@ -397,3 +397,13 @@ def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert "6M h100-80gb" in capsys.readouterr().out
     assert run(monkeypatch, *words, "--budget", "cost=1") == 2
     assert "buys no working cluster" in capsys.readouterr().err
+    assert run(monkeypatch, "--workload", "poisson:azure-conv@3", "--budget", "count=6") == 2
+    assert "searches the rate" in capsys.readouterr().err
+
+
+def test_rules_of_the_clusters_reach_every_run() -> None:
+    rules = ClusterConfig(transfer=TransferConfig(mode="serial"), oracle=True)
+    task = Problem("llama2-70b", SMALL, rules=rules).task(parse_design("Splitwise-HA"), (2, 3), 4.0)
+    assert task.config == replace(rules, model="llama2-70b", machines=task.config.machines)
+    assert task.config.machines == parse_machines("h100-80gb:2P+a100-80gb:3T")
+    assert task.workload.rate_per_s == 4.0
