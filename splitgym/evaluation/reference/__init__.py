@@ -6,7 +6,7 @@
 ...     print(reference.line(reference.compare(case, tables)))
 """
 
-from splitgym.evaluation.reference.cases import Case, find_cases, read_folder
+from splitgym.evaluation.reference.cases import Case, check_setups, find_cases, read_folder
 from splitgym.evaluation.reference.compare import AGREES, NAMED, UNNAMED, Comparison, Ours, compare, run
 from splitgym.evaluation.reference.oddities import CAUSES
 from splitgym.evaluation.reference.report import as_json, legend, line, markdown, summary, write_markdown
@@ -23,6 +23,7 @@ __all__ = [
     "Setup",
     "Tables",
     "as_json",
+    "check_setups",
     "compare",
     "find_cases",
     "find_tables",

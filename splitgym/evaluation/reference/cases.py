@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from splitgym.errors import ConfigError
-from splitgym.evaluation.reference.setup import Setup, number, parse_setup, read_rows
+from splitgym.errors import ConfigError, SplitgymError
+from splitgym.evaluation.reference.setup import Setup, Tables, number, parse_setup, read_rows
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -86,6 +86,21 @@ def find_cases(folder: Path | None, only: str = "") -> list[Case]:
     if not cases:
         raise ConfigError(f"{folder}: no case has {only!r} in its name")
     return cases
+
+
+def check_setups(cases: list[Case], tables: Tables) -> None:
+    """Refuse what cannot be run before anything is.
+
+    Raises:
+        SplitgymError: an unknown design, scheduler or model; names the case.
+    """
+    first = {case.setup: case.name for case in reversed(cases)}
+    for setup, name in first.items():
+        try:
+            setup.cluster(tables)
+            _ = setup.routing
+        except SplitgymError as error:
+            raise ConfigError(f"{name}: {error}") from None
 
 
 def _micro(path: Path) -> Iterator[Case]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from splitgym import schedulers
 from splitgym.cluster import Cluster
-from splitgym.config import ClusterConfig, MachineGroup, SloConfig, TransferConfig
+from splitgym.config import ClusterConfig, MachineGroup, SloConfig, TransferConfig, make
 from splitgym.errors import ConfigError, ProfileError
 from splitgym.profile import Profile
 from splitgym.profile.load import from_content
@@ -78,7 +78,9 @@ class Tables:
                 f"{self.source}: no times of {model} on {GPUS} GPUs of {machine} (it has {known})"
             )
         prompt, token = self.prompt[model, machine], self.token[model, machine]
-        spec = models()[model]
+        spec = models().get(model)
+        if spec is None:
+            raise ProfileError(f"{self.source}: nothing is known of the model {model!r}")
         content = {
             "model": model,
             "machine": machine,
@@ -207,7 +209,7 @@ class Setup:
         """The cluster with SplitwiseSim's hardware constants."""
         pools = self._pools()
         machines = tuple(
-            MachineGroup(machine=name, count=count, pool=pool, tensor_parallel=GPUS)  # type: ignore[arg-type]
+            make(MachineGroup, machine=name, count=count, pool=pool, tensor_parallel=GPUS)
             for name, count, pool in pools
         )
         faster = OVERLAP_FACTOR if self.scheduler in _OVERLAP else 1
