@@ -22,6 +22,7 @@ from splitgym.sim.machine import Machine
 from splitgym.sim.network import Transfer
 from splitgym.sim.outcomes import Outcomes
 from splitgym.sim.rules import Rules
+from splitgym.sim.visibility import check_route
 from splitgym.sim.vllm import VllmRules
 from splitgym.trace import Trace
 from splitgym.types import UNKNOWN, Decision, DecisionKind, EventKind, RequestInfo, to_ns
@@ -121,7 +122,7 @@ class SimpyEngine(Rules):
         else:
             if not isinstance(action, tuple):
                 raise ActionError(f"a routing decision takes (prompt machine, token machine), not {action!r}")
-            self.visibility.check_route(action, "the action")
+            check_route(self.view, action, "the action")
             self._decision = None
             job, self._asked = self._asked, None
             assert job is not None
@@ -243,7 +244,7 @@ class SimpyEngine(Rules):
         job.decision_id = self._decisions
         self._decisions += 1
         action = self.routing.route(self.view, self._info(job))
-        self.visibility.check_route(action, f"scheduler {self.routing.name!r}")
+        check_route(self.view, action, f"scheduler {self.routing.name!r}")
         self._route(job, *action)
 
     def _new_decision(self, kind: DecisionKind, info: RequestInfo | None) -> Decision:

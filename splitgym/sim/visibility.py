@@ -146,20 +146,20 @@ class Visibility:
             if token.any():
                 view.token_allowed[:] = token
 
-    def check_route(self, action: tuple[int, int], who: str) -> None:
-        """Refuse a pair that is no pair of allowed machines.
 
-        Raises:
-            ActionError: says which machine and why.
-        """
-        m = len(self._machines)
-        for machine, phase, allowed in zip(
-            action, ("prompt", "token"), (self.view.prompt_allowed, self.view.token_allowed), strict=True
-        ):
-            if not 0 <= machine < m:
-                raise ActionError(f"{who} chose {phase} machine {machine} of {m}")
-            if not allowed[machine]:
-                raise ActionError(
-                    f"{who} chose {phase} machine {machine}, which may not be chosen now (failed, switching, "
-                    "or outside the pools of that phase)"
-                )
+def check_route(view: ClusterView, action: tuple[int, int], who: str) -> None:
+    """Refuse a pair that is no pair of allowed machines.
+
+    Raises:
+        ActionError: says which machine and why.
+    """
+    m = len(view.machine_row)
+    allowed = (view.prompt_allowed, view.token_allowed)
+    for machine, phase, flags in zip(action, ("prompt", "token"), allowed, strict=True):
+        if not 0 <= machine < m:
+            raise ActionError(f"{who} chose {phase} machine {machine} of {m}")
+        if not flags[machine]:
+            raise ActionError(
+                f"{who} chose {phase} machine {machine}, which may not be chosen now (failed, switching, "
+                "or outside the pools of that phase)"
+            )
