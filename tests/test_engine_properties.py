@@ -118,6 +118,7 @@ def test_conservation(cluster, rows, seed):
     # Nothing is left behind.
     for machine in engine.machines:
         assert (machine.used, machine.reserved, machine.context, machine.batch_context) == (0, 0, 0, 0)
+        assert machine.promised == 0
         assert (machine.queued_ns, machine.queued_prompt_tokens, machine.inbound_prompt_tokens) == (0, 0, 0)
         assert not machine.has_prompt_work and not machine.has_token_work and not machine.outbound
     assert all(not flights for flights in engine.network.in_flight)

@@ -243,6 +243,7 @@ class VllmRules(Rules):
         machine = self.machines[job.prompt_machine]
         if job.phase is Phase.PROMPT:
             self.accounts.cancelled(job)
+            self._promise(job, -1)
             machine.sequences.remove(job)
             self._uncount(machine, job)
             machine.release(job.held_prompt, job.computed)
