@@ -114,7 +114,7 @@ class ShortestQueue:
 
 
 class StandInTask:
-    """The stand-in environment as a task; goodput is the mean reward of two fixed episodes, decisions sampled."""
+    """The stand-in environment as a task; goodput is the mean reward of two fixed episodes."""
 
     def __init__(self, kind: str = "routing", pause_s: float = 0.0) -> None:
         self.kind, self.pause_s = kind, pause_s

@@ -6,8 +6,8 @@
     shifting:azure-conv~azure-code@12    Poisson, sizes move from the first trace to the second and back
     mixed:azure-conv+azure-code@12       Poisson, sizes from both, half and half
 
-Everything is taken from one part of the trace (`train`, `validation`, `test`), stamps and sizes alike. `all` is
-the whole trace: for sizing clusters, where nothing is learned and nothing can leak.
+Everything is taken from one part of the trace (`train`, `validation`, `test`), stamps and sizes alike. `all`
+is the whole trace: for sizing clusters, where nothing is learned and nothing can leak.
 """
 
 import re

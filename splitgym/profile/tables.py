@@ -46,7 +46,7 @@ def prompt_time_ns(tables, row, tokens):
     x1 = tables.prompt_tokens[row, high]
     y0 = tables.prompt_ns[row, high - 1]
     y1 = tables.prompt_ns[row, high]
-    # To the nearest nanosecond: rounding down would add up over the thousands of iterations of a busy machine.
+    # To the nearest nanosecond: rounding down would add up over the iterations of a busy machine.
     return max(1, y0 + (2 * (y1 - y0) * (tokens - x0) + (x1 - x0)) // (2 * (x1 - x0)))
 
 
