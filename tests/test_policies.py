@@ -1,5 +1,4 @@
-"""The scorer policies: the order and the padding of machines do not matter, what is masked is never chosen.
-"""
+"""The scorer policies: order and padding of machines do not matter, what is masked is never chosen."""
 
 import numpy as np
 import pytest
