@@ -47,12 +47,13 @@ def main() -> None:
     started = time.monotonic()
     with processes(options.workers) as map:
         runs = Runs(map, options.cache, lambda: print(".", end="", flush=True))
-        results = {}
+        results: dict[str, dict[str, list[Found]]] = {}
         with contextlib.suppress(KeyboardInterrupt):
             for model in options.models.split(","):
-                results[model] = measure(model, options, runs)
-                if options.tables:
-                    results[model] |= with_their_tables(model, options, runs)
+                results[model] = {}
+                measure(model, options, runs, results[model])
+                if options.tables and len(results) == 1:
+                    with_their_tables(model, options, runs, results[model])
                 print(f"\n{model}: {runs.count} runs, {time.monotonic() - started:.0f} s", flush=True)
                 if options.images and model == options.models.split(",")[0]:
                     draw(problem(model, TRACES[0], options), results[model], options.images, runs)
@@ -96,10 +97,9 @@ def problem(model: str, trace: str, options: argparse.Namespace) -> Problem:
     return Problem(model, workload, tuple(range(options.seeds)), options.tolerance)
 
 
-def measure(model: str, options: argparse.Namespace, runs: Runs) -> dict[str, list[Found]]:
-    """Every rate of a model, by what was asked: `published power azure-conv`, `best cost azure-code`, ..."""
+def measure(model: str, options: argparse.Namespace, runs: Runs, found: dict[str, list[Found]]) -> None:
+    """Every rate of a model into `found`: `published power azure-conv`, `best cost azure-code`, ..."""
     asked = {trace: problem(model, trace, options) for trace in TRACES}
-    found: dict[str, list[Found]] = {}
 
     def note(name: str, clusters: list[Found]) -> None:
         found[name] = clusters
@@ -127,10 +127,11 @@ def measure(model: str, options: argparse.Namespace, runs: Runs) -> dict[str, li
         other = TRACES[1 - TRACES.index(trace)]
         sized = [f.design for f in found[f"best power {other}"]]
         note(f"best for {other} under {trace}", most_rate(asked[trace], sized, None, runs))
-    return found
 
 
-def with_their_tables(model: str, options: argparse.Namespace, runs: Runs) -> dict[str, list[Found]]:
+def with_their_tables(
+    model: str, options: argparse.Namespace, runs: Runs, found: dict[str, list[Found]]
+) -> None:
     """The published designs once more, with nothing changed but the time tables: the open simulator's."""
     tables = read_tables(options.tables)
     folder = (options.cache or Path("runs/designs.json")).with_suffix(".tables")
@@ -152,7 +153,6 @@ def with_their_tables(model: str, options: argparse.Namespace, runs: Runs) -> di
         }
         files[name].write_text(json.dumps(content, indent=1) + "\n")
     rules = ClusterConfig(slo=SloConfig(reference_machine=str(files["a100-80gb"])))
-    found = {}
 
     def theirs(name: str, numbers: tuple[int, ...] | None) -> Design:
         design = PAPER_DESIGNS[name]
@@ -170,7 +170,6 @@ def with_their_tables(model: str, options: argparse.Namespace, runs: Runs) -> di
     target = next(f for f in both if f.design.name == "Baseline-H100").rate_per_s
     designs = [theirs(name, None) for name in ("Baseline-H100", "Splitwise-HHcap")]
     found[f"their tables least power {TRACES[0]}"] = least(asked, designs, target, "power", runs)
-    return found
 
 
 def draw(asked: Problem, found: dict[str, list[Found]], folder: Path, runs: Runs) -> None:
