@@ -189,9 +189,12 @@ class Rules(ABC):
 
     def _has_room(self, machine: Machine, tokens: int) -> bool:
         """May a newcomer take memory? Not before those who wait, nor before outputs of caches here."""
+        return not machine.memory_waiters and not self._starved(machine) and machine.fits(tokens)
+
+    def _starved(self, machine: Machine) -> bool:
+        """The first output that waits here does not fit: memory that frees is for it."""
         waiters = machine.output_waiters
-        starved = bool(waiters) and not machine.fits(self._output_need(waiters[0]))
-        return not machine.memory_waiters and not starved and machine.fits(tokens)
+        return bool(waiters) and not machine.fits(self._output_need(waiters[0]))
 
     def _reserve_prompt(self, machine: Machine, job: Job) -> bool:
         if job.waiting:
@@ -207,14 +210,10 @@ class Rules(ABC):
 
     def _grant(self, machine: Machine) -> None:
         """Give memory to those who wait: outputs of caches already here first, then FCFS."""
-        while machine.output_waiters and machine.has_seat:
-            job = machine.output_waiters[0]
-            if not machine.fits(self._output_need(job)):
-                return
-            machine.output_waiters.popleft()
-            self._admit(machine, job)
+        while machine.output_waiters and machine.has_seat and not self._starved(machine):
+            self._admit(machine, machine.output_waiters.popleft())
             self._wake(machine)
-        while machine.memory_waiters:
+        while machine.memory_waiters and not self._starved(machine):
             job = machine.memory_waiters[0]
             starts_here = job.phase is Phase.QUEUED
             need = self._prompt_need(job) if starts_here else self._transfer_need(job)
@@ -250,6 +249,7 @@ class Rules(ABC):
             if machine.fits(self._output_need(job)):
                 machine.output_waiters.remove(job)
                 self._admit(machine, job)
+                self._grant(machine)
                 return True
         victim = max([*machine.output_waiters][1:] + [*machine.outbound], key=lambda job: job.request_id)
         self.accounts.preempted(victim)
