@@ -137,7 +137,7 @@ class CompiledEngine:
         jobs = np.zeros((st.JOB_FIELDS, slots), np.int64)
         _link_free(jobs, 0, st.NONE)
         scalars = np.zeros(st.NUM_SCALARS, np.int64)
-        scalars[[st.HELD_HEAD, st.HELD_TAIL]] = st.NONE
+        scalars[[st.HELD_HEAD, st.HELD_TAIL, st.RERATED_HEAD]] = st.NONE
         scalars[st.UNFINISHED] = n
         rules = self._rules()
         scalars[st.NEXT_CONTROL] = rules[st.CONTROL_INTERVAL]
@@ -158,7 +158,7 @@ class CompiledEngine:
             batches=np.zeros((m + 1, batching.max_tasks), np.int64),
             scalars=scalars,
             rules=rules,
-            heap=np.zeros((3, 4 * (slots + m) + 1024), np.int64),
+            heap=np.zeros((3, 8 * (slots + m) + 1024), np.int64),
             requests=requests,
             watts=self._watts,
             reals=np.zeros(m + 2),

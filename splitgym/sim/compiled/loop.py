@@ -9,7 +9,7 @@ from splitgym.schedulers.splitwise import Splitwise, splitwise_kernel
 from splitgym.sim.compiled.iterations import fail, iteration_ends, recover, work
 from splitgym.sim.compiled.lists import KIND_SHIFT, drop_event, pop_wake, push_event
 from splitgym.sim.compiled.machine import log_event
-from splitgym.sim.compiled.network import SLOT_BITS
+from splitgym.sim.compiled.network import SLOT_BITS, plan_transfers
 from splitgym.sim.compiled.rules import (
     TO_PROMPT,
     TO_TOKEN,
@@ -81,7 +81,7 @@ def resize_builtin(kind, view, params, state):
     return 0
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def request_info(sim, slot):
     """What a scheduler may know of the request in a slot."""
     jobs = sim.jobs
@@ -96,7 +96,7 @@ def request_info(sim, slot):
     )
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def ask_route(sim, view, slot, params, state):
     """Where does this request go? A built-in scheduler says, or the caller of `advance` is asked."""
     scalars, rules = sim.scalars, sim.rules
@@ -114,7 +114,7 @@ def ask_route(sim, view, slot, params, state):
         scalars[ASKED] = slot
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def append_held(sim, slot):
     """No machine is up: the request waits until one is back."""
     jobs, scalars = sim.jobs, sim.scalars
@@ -127,7 +127,7 @@ def append_held(sim, slot):
     scalars[HELD_TAIL] = slot
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def arrive(sim, view, params, state):
     """The next request of the trace comes."""
     scalars = sim.scalars
@@ -144,7 +144,7 @@ def arrive(sim, view, params, state):
     ask_route(sim, view, slot, params, state)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def control(sim, view, params, state):
     """A control tick: a row of the timeline, and perhaps a resize."""
     machines, scalars, rules = sim.machines, sim.scalars, sim.rules
@@ -171,7 +171,7 @@ def control(sim, view, params, state):
         scalars[PENDING] = 2
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def stale(sim, kind, index, version):
     """A later plan has overtaken this event."""
     if kind == EventKind.ITERATION_END:
@@ -183,7 +183,7 @@ def stale(sim, kind, index, version):
     return False
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def handle(sim, view, kind, index, version, params, state):
     """One event from the heap."""
     logging, now = sim.rules[LOGGING], sim.scalars[NOW]
@@ -207,21 +207,21 @@ def handle(sim, view, kind, index, version, params, state):
             recover(sim, index)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def room(sim):
     """What has no room for one more event: a reason to return, or -1."""
     scalars = sim.scalars
     slots, machines = sim.jobs.shape[1], sim.machines.shape[1]
     if scalars[FREE_HEAD] == NONE:
         return GROW_JOBS
-    if scalars[HEAP_SIZE] + 2 * slots + 4 * machines + 16 > sim.heap.shape[1]:
+    if scalars[HEAP_SIZE] + 4 * (slots + machines) + 64 > sim.heap.shape[1]:
         return GROW_HEAP
     if scalars[SAMPLES] == sim.timeline.shape[0]:
         return GROW_TIMELINE
     return -1
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, _nrt=False)
 def advance(sim, view, routing_params, routing_state, sizing_params, sizing_state):
     """Run to the next decision, the end, or until an array must grow. Returns which."""
     scalars, machines = sim.scalars, sim.machines
@@ -234,6 +234,8 @@ def advance(sim, view, routing_params, routing_state, sizing_params, sizing_stat
         lack = room(sim)
         if lack >= 0:
             return lack
+        if scalars[RERATED_HEAD] != NONE:
+            plan_transfers(sim)
         if scalars[WAKES]:
             work(sim, pop_wake(sim))
             continue
@@ -267,21 +269,21 @@ def advance(sim, view, routing_params, routing_state, sizing_params, sizing_stat
             control(sim, view, sizing_params, sizing_state)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def answer_route(sim, p, t):
     """The pending request goes to p and t."""
     sim.scalars[PENDING] = 0
     route(sim, sim.scalars[ASKED], p, t)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def answer_resize(sim, moves):
     """The pending control tick moves this many machines."""
     sim.scalars[PENDING] = 0
     resize(sim, moves)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def plan_fault(sim, m, at, end):
     """Machine m fails at `at` and is up again at `end`."""
     push_event(sim, at, FAILURE_KEY | m, 0)

@@ -11,7 +11,7 @@ SLOT_BITS = 24
 """A transfer event's version holds the slot in its low bits."""
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def transfer_event(sim, slot, time):
     """The slot's transfer reaches its next stage at `time`; earlier plans are void."""
     jobs = sim.jobs
@@ -19,7 +19,7 @@ def transfer_event(sim, slot, time):
     push_event(sim, time, TRANSFER_KEY | jobs[REQUEST, slot], jobs[FLIGHT_VERSION, slot] << SLOT_BITS | slot)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def share(sim, m):
     """Bandwidth of one transfer at machine m's NIC."""
     if sim.rules[SHARED]:
@@ -27,7 +27,7 @@ def share(sim, m):
     return sim.machines[BANDWIDTH, m]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def settle_transfer(sim, slot):
     """Count what was shipped since the last time."""
     jobs = sim.jobs
@@ -36,18 +36,35 @@ def settle_transfer(sim, slot):
     jobs[RATED_AT, slot] = now
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def rate(sim, slot):
-    """Give a transfer its present rate and plan its end."""
+    """Give a transfer its present rate; `plan_transfers` plans its end when the event is over."""
     jobs = sim.jobs
     new = min(share(sim, jobs[PROMPT_MACHINE, slot]), share(sim, jobs[TOKEN_MACHINE, slot]))
     if new != jobs[RATE, slot]:
         settle_transfer(sim, slot)
         jobs[RATE, slot] = new
-        transfer_event(sim, slot, sim.scalars[NOW] + (jobs[LEFT, slot] + new - 1) // new)
+        if not jobs[RERATED, slot]:
+            jobs[RERATED, slot] = 1
+            jobs[RERATED_NEXT, slot] = sim.scalars[RERATED_HEAD]
+            sim.scalars[RERATED_HEAD] = slot
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
+def plan_transfers(sim):
+    """One event for each transfer whose rate has changed, however often: events of one time stay few."""
+    jobs = sim.jobs
+    slot = sim.scalars[RERATED_HEAD]
+    sim.scalars[RERATED_HEAD] = NONE
+    while slot != NONE:
+        jobs[RERATED, slot] = 0
+        if jobs[FLIGHT, slot] == 1:
+            rest = (jobs[LEFT, slot] + jobs[RATE, slot] - 1) // jobs[RATE, slot]
+            transfer_event(sim, slot, sim.scalars[NOW] + rest)
+        slot = jobs[RERATED_NEXT, slot]
+
+
+@numba.njit(cache=True, _nrt=False)
 def rate_all(sim, source, target):
     """Rates of all transfers at two NICs."""
     machines, jobs = sim.machines, sim.jobs
@@ -62,7 +79,7 @@ def rate_all(sim, source, target):
             slot = jobs[RECEIVING_NEXT, slot]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def join_network(sim, slot):
     """A transfer starts."""
     machines, jobs = sim.machines, sim.jobs
@@ -77,7 +94,7 @@ def join_network(sim, slot):
     rate_all(sim, source, target)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def leave_network(sim, slot):
     """A transfer has no bytes left, or is aborted."""
     machines, jobs = sim.machines, sim.jobs

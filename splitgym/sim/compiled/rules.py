@@ -25,7 +25,7 @@ WORK_PER_BYTE = 15_625_000
 # ---- requests ---------------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def free_slot(sim, slot):
     """The request is done: its slot may be used again."""
     sim.jobs[IN_USE, slot] = 0
@@ -33,13 +33,14 @@ def free_slot(sim, slot):
     sim.scalars[FREE_HEAD] = slot
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def new_job(sim, slot, request, attempt):
     """A slot for one attempt to serve a request."""
     jobs = sim.jobs
-    flight_version = jobs[FLIGHT_VERSION, slot]
+    flight_version, rerated, after = jobs[FLIGHT_VERSION, slot], jobs[RERATED, slot], jobs[RERATED_NEXT, slot]
     jobs[:, slot] = 0
     jobs[FLIGHT_VERSION, slot] = flight_version + 1
+    jobs[RERATED, slot], jobs[RERATED_NEXT, slot] = rerated, after
     jobs[IN_USE, slot] = 1
     jobs[REQUEST, slot] = request
     jobs[PROMPT_TOKENS, slot] = sim.requests[R_PROMPT, request]
@@ -48,7 +49,7 @@ def new_job(sim, slot, request, attempt):
     jobs[ATTEMPT, slot] = attempt
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def finish(sim, slot):
     """The request has all its tokens."""
     jobs, scalars = sim.jobs, sim.scalars
@@ -67,7 +68,7 @@ def finish(sim, slot):
     free_slot(sim, slot)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def promise(sim, slot, sign):
     """A request takes its place on two machines (+1), or gives back what it still has (-1)."""
     jobs = sim.jobs
@@ -77,21 +78,21 @@ def promise(sim, slot, sign):
         sim.machines[PROMISED, p] += sign * (jobs[PROMPT_TOKENS, slot] + 1)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def expect(sim, m, slot, sign):
     """A request is (+1), or is no more (-1), to decode on machine m with its cache not there yet."""
     sim.machines[V_INBOUND, m] += sign
     sim.machines[V_INBOUND_PROMPT_TOKENS, m] += sign * sim.jobs[PROMPT_TOKENS, slot]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def leave_prompt_queue(sim, m, slot):
     """The prompt starts or is cancelled: it is not queued any more."""
     sim.machines[V_PROMPT_REQUESTS, m] -= 1
     sim.machines[V_PROMPT_QUEUE_NS, m] -= sim.jobs[ALONE_NS, slot]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def route(sim, slot, p, t):
     """The request goes to prompt machine p and token machine t."""
     jobs = sim.jobs
@@ -115,7 +116,7 @@ def route(sim, slot, p, t):
     wake(sim, p)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def wake(sim, m):
     """Let an idle machine look for work, before any other event of this time."""
     if sim.machines[IDLE, m]:
@@ -126,7 +127,7 @@ def wake(sim, m):
 # ---- memory -----------------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def prompt_need(sim, slot):
     """KV tokens that the prompt machine reserves when the prompt starts."""
     jobs = sim.jobs
@@ -135,49 +136,49 @@ def prompt_need(sim, slot):
     return jobs[PROMPT_TOKENS, slot] + jobs[OUTPUT_TOKENS, slot]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def transfer_need(sim, slot):
     """KV tokens that the token machine reserves when the transfer starts."""
     return sim.jobs[PROMPT_TOKENS, slot] + (sim.jobs[OUTPUT_TOKENS, slot] if sim.rules[RESERVE_ALL] else 1)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def output_need(sim, slot):
     """KV tokens that the token machine reserves at the first decode."""
     return 0 if sim.rules[RESERVE_ALL] else sim.jobs[OUTPUT_TOKENS, slot] - 1
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def fits(sim, m, tokens):
     return sim.machines[RESERVED, m] + tokens <= sim.machines[V_KV_CAPACITY_TOKENS, m]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def has_room(sim, m, tokens):
     """May a newcomer take memory? Not before those who wait, nor before outputs of caches here."""
     return sim.machines[MEMORY_HEAD, m] == NONE and not starved(sim, m) and fits(sim, m, tokens)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def starved(sim, m):
     """The first output that waits here does not fit: memory that frees is for it."""
     head = sim.machines[OUTPUTS_HEAD, m]
     return head != NONE and not fits(sim, m, output_need(sim, head))
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def wait_for_memory(sim, m, slot):
     sim.jobs[WAITING, slot] = 1
     append(sim.machines, MEMORY_HEAD, MEMORY_TAIL, m, sim.jobs, MEMORY_NEXT, MEMORY_PREV, slot)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def stop_waiting(sim, m, slot):
     sim.jobs[WAITING, slot] = 0
     unlink(sim.machines, MEMORY_HEAD, MEMORY_TAIL, m, sim.jobs, MEMORY_NEXT, MEMORY_PREV, slot)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def reserve_prompt(sim, m, slot):
     """Memory for the prompt at the head of m's queue, or a place among those who wait."""
     jobs = sim.jobs
@@ -192,7 +193,7 @@ def reserve_prompt(sim, m, slot):
     return True
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def await_output(sim, m, slot):
     """The cache is here; the request waits for memory for its output."""
     jobs = sim.jobs
@@ -204,7 +205,7 @@ def await_output(sim, m, slot):
     sim.machines[V_RUNNING_PROMPT_TOKENS, m] += jobs[PROMPT_TOKENS, slot]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def admit(sim, m, slot):
     """Reserve what the output needs; the request joins the batch."""
     machines, jobs = sim.machines, sim.jobs
@@ -228,7 +229,7 @@ def admit(sim, m, slot):
     machines[FRESH_HEAD, m] = slot
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def grant(sim, m):
     """Give memory to those who wait: outputs of caches already here first, then FCFS."""
     machines, jobs = sim.machines, sim.jobs
@@ -259,7 +260,7 @@ def grant(sim, m):
 # ---- KV transfer ------------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def overlaps(sim, slot):
     """Shipped layer by layer while the prompt is computed."""
     jobs = sim.jobs
@@ -268,7 +269,7 @@ def overlaps(sim, slot):
     return jobs[PROMPT_TOKENS, slot] >= sim.rules[OVERLAP_MIN]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def ask_transfer(sim, slot):
     target = sim.jobs[TOKEN_MACHINE, slot]
     if has_room(sim, target, transfer_need(sim, slot)):
@@ -278,7 +279,7 @@ def ask_transfer(sim, slot):
         wake(sim, target)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def start_transfer(sim, slot):
     machines, jobs = sim.machines, sim.jobs
     source, target = jobs[PROMPT_MACHINE, slot], jobs[TOKEN_MACHINE, slot]
@@ -294,7 +295,7 @@ def start_transfer(sim, slot):
     join_network(sim, slot)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def constant_runs(sim, slot):
     """The bytes are there and the prompt is over: the rest of a layer-wise transfer takes its constant."""
     jobs, now = sim.jobs, sim.scalars[NOW]
@@ -304,7 +305,7 @@ def constant_runs(sim, slot):
     transfer_event(sim, slot, max(now, over + constant))
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def transfer_ends(sim, slot):
     """A stage of a transfer is over."""
     jobs = sim.jobs
@@ -320,7 +321,7 @@ def transfer_ends(sim, slot):
     shipped(sim, slot)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def shipped(sim, slot):
     """The cache is at the token machine."""
     machines, jobs = sim.machines, sim.jobs
@@ -343,7 +344,7 @@ def shipped(sim, slot):
         wake(sim, m)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def abort_transfer(sim, slot):
     """The cache is not wanted any more; what the token machine set aside for it is free."""
     machines, jobs = sim.machines, sim.jobs
@@ -367,7 +368,7 @@ def abort_transfer(sim, slot):
 # ---- pools ------------------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def drained(sim, m):
     """No work of either phase, no cache on its way out."""
     if sim.machines[V_PROMPT_REQUESTS, m] or sim.machines[V_RUNNING, m] or sim.machines[V_INBOUND, m]:
@@ -384,7 +385,7 @@ def drained(sim, m):
     return True
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def check_drained(sim, m):
     """A switching machine that has drained waits out the switching delay."""
     machines = sim.machines
@@ -394,7 +395,7 @@ def check_drained(sim, m):
         push_event(sim, sim.scalars[NOW] + delay, SWITCH_KEY | m, machines[SWITCH_NUMBER, m])
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def resize(sim, moves):
     """Move the least loaded available machines, lowest index on ties, as far as the minimum allows."""
     machines, rules = sim.machines, sim.rules
@@ -427,13 +428,13 @@ def resize(sim, moves):
             check_drained(sim, best)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def route_again(sim, slot):
     """Ask anew where this request goes, at this time."""
     push_event(sim, sim.scalars[NOW], REROUTE_KEY | sim.jobs[REQUEST, slot], slot)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def back(sim):
     """A machine takes new work again: ask anew for the requests that found none."""
     scalars = sim.scalars
@@ -444,7 +445,7 @@ def back(sim):
         slot = sim.jobs[QUEUE_NEXT, slot]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, _nrt=False)
 def refresh(sim):
     """Make the view true as of now."""
     machines, scalars = sim.machines, sim.scalars

@@ -156,9 +156,11 @@ VIEW_ROWS = {
     SENDING_PREV,
     RECEIVING_NEXT,
     RECEIVING_PREV,
+    RERATED,  # its rate has changed and no event is planned for it yet
+    RERATED_NEXT,
     IN_USE,
-) = range(34)
-JOB_FIELDS = 34
+) = range(36)
+JOB_FIELDS = 36
 
 # ---- places in `scalars` ----------------------------------------------------------------------------------
 (
@@ -181,8 +183,9 @@ JOB_FIELDS = 34
     IN_SYSTEM,
     CAN_ROUTE,
     FRONTIER,  # largest key of the events that have happened at this time
-) = range(19)
-COUNTERS = 19
+    RERATED_HEAD,  # transfers whose rate has changed in this event
+) = range(20)
+COUNTERS = 20
 """The view's counters follow here."""
 NUM_SCALARS = COUNTERS + NUM_COUNTERS
 
