@@ -1,14 +1,18 @@
 """The learning commands. `splitgym` adds them when it runs from a checkout; `train.py` is its `train`."""
 
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from splitgym.config import ClusterConfig, load_yaml, parse_machines, to_mapping
 from splitgym.errors import ConfigError
+
+if TYPE_CHECKING:
+    from splitgym.evaluation import Contender
 
 for _needed in ("torch", "stable_baselines3", "sb3_contrib"):
     # Found, not imported: torch takes seconds, and `splitgym evaluate` adds these commands too.
@@ -96,6 +100,23 @@ def train(
 def register(app: typer.Typer) -> None:
     """Add the learning commands to the `splitgym` command."""
     app.command()(train)
+
+
+def contender(run: str, cluster: ClusterConfig) -> "Contender":
+    """The agent of a run folder, to be compared on a cluster: with its own confinement, as it learned.
+
+    Raises:
+        ConfigError: no run folder, no model in it, or an agent that knows fewer machines.
+    """
+    from agents import evaluation
+    from agents.task import cluster_of
+
+    config = evaluation.load_config(run)
+    known = evaluation.machines_of(config)
+    if cluster.num_machines > known:
+        raise ConfigError(f"policy {run} knows {known} machines, the cluster has {cluster.num_machines}")
+    entrant = evaluation.contender(evaluation.load_agent(run, name=run), config)
+    return replace(entrant, cluster=replace(cluster, confine=cluster_of(config).confine))
 
 
 def _say(outcome: Any) -> None:

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +17,7 @@ from splitgym.errors import ConfigError, SplitgymError
 
 if TYPE_CHECKING:
     from splitgym.cluster import Cluster
+    from splitgym.evaluation import Contender
 
 LEARNING_COMMANDS = ("train", "tune", "export", "improve")
 
@@ -58,7 +60,10 @@ def evaluate(
     ] = "",
     policies: Annotated[
         str,
-        typer.Option(help="Routing schedulers, comma-separated; +NAME adds pool sizing (index+reactive)."),
+        typer.Option(
+            help="Comma-separated: a scheduler, with pool sizing (index+reactive), on other pools "
+            "(splitwise@h100-80gb:6P2T); vllm (no split, vLLM's batching); the run folder of an agent."
+        ),
     ] = "splitwise,index,jsq-tokens",
     cluster: Machines = "h100-80gb:5P3T",
     model: Model = "bloom-176b",
@@ -82,13 +87,14 @@ def evaluate(
     texts = workload or ["poisson:azure-code" if rates else "poisson:azure-code@19"]
     loads = evaluation.parse_at_rates(texts, _numbers(rates), **fields)
     resolved = _cluster(cluster, model, cluster_file)
+    entrants = [_contender(name, resolved.config) for name in names]
     if out is not None:
         _make_folder(out)
     screen = Console(stderr=True)
     with Progress(console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task("simulating", total=len(names) * len(loads) * seeds)
         results = evaluation.evaluate(
-            names, resolved, loads, range(seeds), engine=engine, progress=lambda _: bar.advance(task)
+            entrants, resolved, loads, range(seeds), engine=engine, progress=lambda _: bar.advance(task)
         )
     if as_json:
         print(json.dumps(evaluation.as_json(results, baseline), indent=1, allow_nan=False))
@@ -105,7 +111,9 @@ def max_rate(
     workload: Annotated[
         str, typer.Option(help="KIND:TRACE@RATE; the rate is tried first.")
     ] = "poisson:azure-code@8",
-    policies: Annotated[str, typer.Option(help="Routing schedulers, comma-separated.")] = "splitwise,index",
+    policies: Annotated[
+        str, typer.Option(help="Comma-separated, see `splitgym evaluate`.")
+    ] = "splitwise,index",
     cluster: Machines = "h100-80gb:5P3T",
     model: Model = "bloom-176b",
     cluster_file: ClusterFile = None,
@@ -123,7 +131,7 @@ def max_rate(
 
     load = evaluation.parse(workload, duration_s=duration, warmup_s=warmup, part=part)
     resolved = _cluster(cluster, model, cluster_file)
-    entrants = [evaluation.contender(name) for name in _words(policies)]
+    entrants = [_contender(name, resolved.config) for name in _words(policies)]
     found = {}
     for entrant in entrants:
         result = evaluation.max_request_rate(
@@ -340,24 +348,43 @@ def main() -> None:
 
 def add_learning_commands(to: typer.Typer) -> None:
     """Add `train` and its like where the checkout's `agents/` is there; elsewhere, say how to get them."""
+    found = _learning()
+    if isinstance(found, ModuleType):
+        found.register(to)
+        return
+    for name in LEARNING_COMMANDS:
+        to.command(name, help=f"(not available here: {found})", hidden=True)(_unavailable(name, found))
+
+
+def _learning() -> ModuleType | str:
+    """The learning commands' module, or how to get it."""
     checkout = Path(__file__).resolve().parent.parent
-    if (checkout / "agents" / "cli.py").is_file():
-        if str(checkout) not in sys.path:
-            sys.path.append(str(checkout))
-        try:
-            importlib.import_module("agents.cli").register(to)
-            return
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.split(".")[0] in ("agents", "splitgym"):
-                raise
-            missing = error.name
-        how = f"needs {missing}: pip install -e '.[train]' in {checkout}"
-    else:
-        how = (
+    if not (checkout / "agents" / "cli.py").is_file():
+        return (
             "learns, and learning is used from a checkout of splitgym with its [train] extra: see the README"
         )
-    for name in LEARNING_COMMANDS:
-        to.command(name, help=f"(not available here: {how})", hidden=True)(_unavailable(name, how))
+    if str(checkout) not in sys.path:
+        sys.path.append(str(checkout))
+    try:
+        return importlib.import_module("agents.cli")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in ("agents", "splitgym"):
+            raise
+        return f"needs {error.name}: pip install -e '.[train]' in {checkout}"
+
+
+def _contender(text: str, cluster: ClusterConfig) -> "Contender":
+    """A policy by name, or the agent of a run folder."""
+    from splitgym import evaluation, schedulers
+
+    known = {*schedulers.routing_names(), evaluation.VLLM}
+    if "/" not in text.partition("@")[0] and (text in known or not Path(text).is_dir()):
+        return evaluation.contender(text, cluster=cluster)
+    found = _learning()
+    if isinstance(found, str):
+        raise SplitgymError(f"policy {text} is an agent, which {found}")
+    agent: Contender = found.contender(text, cluster)
+    return agent
 
 
 def _unavailable(name: str, how: str) -> Callable[[], None]:

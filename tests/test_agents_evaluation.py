@@ -8,6 +8,7 @@ import pytest
 
 th = pytest.importorskip("torch")
 
+from agents.cli import contender as by_command_line  # noqa: E402
 from agents.config import RunConfig, resolve  # noqa: E402
 from agents.evaluation import Agent, contender, load_agent, make_codec  # noqa: E402
 from agents.models import build_model  # noqa: E402
@@ -128,6 +129,23 @@ def test_a_run_trains_in_the_simulator_and_loads_as_a_contender(tmp_path, env, a
     )
     assert seen.policies == ("mine", "index")
     assert seen.values("goodput", "mine")[0] >= 0
+
+
+@pytest.mark.parametrize("env", ["routing", "joint"])
+def test_the_command_line_compares_a_run_folder(tmp_path, env):
+    made = config(env, steps=128)
+    train(made, tmp_path / "run", show=False)
+    here = ClusterConfig(machines=made.cluster.machines)
+    name = str(tmp_path / "run")
+    entrant = by_command_line(name, here)
+    assert entrant.name == name and entrant.cluster.confine == (env == "joint"), "confined as it learned"
+    load = SimulatorTask(made).workload("test")
+    found = evaluate(["index", entrant], here, [load], [0])
+    ours = evaluate([contender(load_agent(name), made)], cluster_of(made), [load], [0])
+    assert found.select(name)[0].metrics == ours.runs[0].metrics
+    larger = ClusterConfig(machines=(MachineGroup(count=9),))
+    with pytest.raises(ConfigError, match="knows 4 machines, the cluster has 9"):
+        by_command_line(name, larger)
 
 
 def test_only_a_run_folder_is_loaded(tmp_path):

@@ -3,14 +3,18 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from splitgym import cli
+from splitgym import cli, evaluation
+from splitgym.config import ClusterConfig
 from splitgym.errors import SplitgymError
+from splitgym.evaluation import Contender
 
 SMALL = ["--cluster", "h100-80gb:1P1T", "--model", "llama2-70b", "--duration", "4", "--warmup", "1"]
 
@@ -48,6 +52,51 @@ def test_json_is_all_that_stdout_holds(
     assert "azure-code-synth was used" in found.err, "a stand-in is said, on stderr"
 
 
+def test_pools_and_rules_are_compared_in_one_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["splitwise", "splitwise+reactive@h100-80gb:2P2T", "vllm"]
+    words = ["--workload", "poisson:azure-code-synth@3", "--seeds", "1", "--policies", ",".join(names)]
+    words += [*SMALL, "--cluster", "h100-80gb:3P1T", "--baseline", "vllm"]
+    assert run(monkeypatch, "evaluate", *words, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["policies"] == names and set(found["own_clusters"]) == set(names[1:])
+    assert found["own_clusters"]["vllm"]["batching"]["rule"] == "vllm"
+    assert run(monkeypatch, "evaluate", *words) == 0
+    assert "\u2026" not in capsys.readouterr().out, "no cell is cut"
+
+
+def test_agents_come_from_the_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    class Module(ModuleType):
+        @staticmethod
+        def contender(run: str, cluster: ClusterConfig) -> Contender:
+            asked.append(run)
+            return replace(evaluation.contender("index"), name=run)
+
+    (tmp_path / "splitgym").mkdir()
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "cli.py").touch()
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "splitgym" / "cli.py"))
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: {"agents.cli": Module(name)}[name])
+    words = ["--workload", "poisson:azure-code-synth@3", "--seeds", "1", *SMALL]
+    words += ["--policies", "mine,runs/other,index", "--baseline", "runs/other"]
+    assert run(monkeypatch, "evaluate", *words) == 0
+    assert "runs/other" in capsys.readouterr().out and asked == ["mine", "runs/other"]
+
+    (tmp_path / "agents" / "cli.py").unlink()
+    assert run(monkeypatch, "evaluate", *words) == 2
+    found = capsys.readouterr()
+    assert found.out == "" and found.err.count("\n") == 1
+    assert "policy mine is an agent" in found.err and "checkout" in found.err
+
+
 def test_max_rate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--workload", "poisson:azure-conv-synth@4", "--policies", "split-jsq", "--tolerance", "0.5"]
     assert run(monkeypatch, "max-rate", *words, *SMALL, "--json") == 0
@@ -80,6 +129,8 @@ def test_describe_and_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     [
         (["evaluate", "--policies", "no-such"], "no-such"),
         (["evaluate", "--policies", "index", "--baseline", "random"], "baseline"),
+        (["evaluate", "--policies", "index,splitwise@h100-80gb:5P2T"], "same machines"),
+        (["evaluate", "--policies", "vllm+reactive"], "vllm has no pools"),
         (["evaluate", "--workload", "poisson:nothing@3"], "nothing"),
         (["evaluate", "--workload", "poisson:azure-code-synth", "--rates", "3,x"], "3,x"),
         (["evaluate", "--cluster", "h100-80gb:3Q"], "3Q"),
@@ -112,7 +163,7 @@ def test_learning_commands_come_from_the_checkout(tmp_path: Path, monkeypatch: p
     (tmp_path / "agents").mkdir()
     (tmp_path / "agents" / "cli.py").touch()
 
-    class Module:
+    class Module(ModuleType):
         @staticmethod
         def register(to: typer.Typer) -> None:
             @to.command()
@@ -122,7 +173,7 @@ def test_learning_commands_come_from_the_checkout(tmp_path: Path, monkeypatch: p
             @to.command()
             def other() -> None: ...
 
-    monkeypatch.setattr(cli.importlib, "import_module", lambda name: {"agents.cli": Module}[name])
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: {"agents.cli": Module(name)}[name])
     monkeypatch.setattr(sys, "path", [*sys.path])
     app = typer.Typer()
     cli.add_learning_commands(app)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,17 @@ from hypothesis import strategies as st
 
 from splitgym import trace as traces
 from splitgym.cluster import Cluster
-from splitgym.config import ClusterConfig, parse_machines
+from splitgym.config import ClusterConfig, SloConfig, VllmBatchingConfig, parse_machines, to_mapping
 from splitgym.errors import ConfigError, TraceError
 from splitgym.evaluation import (
+    Contender,
     Results,
     Workload,
     bisect_rate,
     bootstrap_mean,
+    choose,
     compare,
+    contender,
     evaluate,
     interquartile_mean,
     max_request_rate,
@@ -32,6 +36,7 @@ from splitgym.evaluation import (
 )
 from splitgym.evaluation.max_rate import pool
 from splitgym.evaluation.workloads import find, stand_ins
+from splitgym.schedulers.protocol import RoutingScheduler, SizingScheduler
 from splitgym.trace import Trace
 from splitgym.types import RequestInfo
 from splitgym.view import ClusterView
@@ -223,6 +228,90 @@ def test_a_request_that_fits_nowhere_is_refused_before_any_run(cluster: Cluster,
             [Workload("poisson", (str(path),), 5.0, **SHORT)],
             progress=lambda run: pytest.fail("ran"),
         )
+
+
+# ---- clusters of their own --------------------------------------------------------------------------------
+
+
+def test_a_name_may_change_the_pools_and_runs_there(cluster: Cluster) -> None:
+    load = parse("poisson:azure-conv-synth@6", **SHORT)
+    other = Cluster.resolve(replace(cluster.config, machines=parse_machines("h100-80gb:1P2T")))
+    names = ["splitwise", "splitwise@h100-80gb:1P2T", "splitwise+reactive@h100-80gb:1P2T"]
+    found = evaluate(names, cluster, [load], seeds=[0])
+    alone = evaluate(["splitwise", "splitwise+reactive"], other, [load], seeds=[0])
+    assert found.policies == tuple(names)
+    assert [r.metrics for r in found.runs[1:]] == [r.metrics for r in alone.runs]
+    assert found.runs[0].metrics != found.runs[1].metrics
+    assert np.array_equal(found.runs[0].table.arrival_s, found.runs[1].table.arrival_s), "still paired"
+    assert found.describe()["own_clusters"] == {name: to_mapping(other.config) for name in names[1:]}
+
+
+def test_vllm_is_jsq_without_a_split_under_vllms_rule(cluster: Cluster) -> None:
+    load = parse("poisson:azure-conv-synth@6", **SHORT)
+    groups = parse_machines("h100-80gb:3M")
+    config = replace(cluster.config, machines=groups, batching=VllmBatchingConfig())
+    confined = Cluster.resolve(replace(cluster.config, confine=True))
+    mine = evaluate(["splitwise", "vllm"], confined, [load], seeds=[0])
+    theirs = evaluate(["jsq-tokens"], config, [load], seeds=[0])
+    assert mine.select("vllm")[0].metrics == theirs.runs[0].metrics
+    assert {g.pool for g in mine.own_clusters["vllm"].machines} == {"mixed"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"machines": parse_machines("h100-80gb:2P2T")}, "4 h100-80gb/tp8, the others on 3 h100-80gb/tp8"),
+        ({"machines": parse_machines("h100-80gb:2P+a100-80gb:1T")}, "same machines"),
+        ({"machines": parse_machines("h100-80gb/tp4:2P1T")}, "3 h100-80gb/tp4"),
+        ({"model": "bloom-176b"}, "another model or SLO"),
+        ({"slo": SloConfig(tbt_slowdown=2.0)}, "another model or SLO"),
+    ],
+)
+def test_only_equal_machines_are_compared(cluster: Cluster, changes: dict[str, object], says: str) -> None:
+    load = parse("poisson:azure-conv-synth@2", **SHORT)
+    own = replace(contender("splitwise"), name="other", cluster=replace(cluster.config, **changes))
+    with pytest.raises(ConfigError, match=says):
+        evaluate(["index", own], cluster, [load], seeds=[0], progress=lambda run: pytest.fail("ran"))
+
+
+def test_the_order_of_the_machines_is_free() -> None:
+    base = ClusterConfig(model="llama2-70b", machines=parse_machines("h100-80gb:1P+a100-80gb:1T"))
+    turned = "splitwise@a100-80gb:1P+h100-80gb:1T"
+    load = parse("poisson:azure-conv-synth@2", **SHORT)
+    assert evaluate(["splitwise", turned], base, [load], seeds=[0]).policies == ("splitwise", turned)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("vllm+reactive", "no pools"),
+        ("vllm@h100-80gb:3M", "no pools"),
+        ("splitwise@3P", "is not MACHINE:COUNTS"),
+        ("no-such@h100-80gb:2P1T", "no-such"),
+    ],
+)
+def test_bad_texts_of_policies(cluster: Cluster, text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        contender(text, cluster=cluster.config)
+    for needy in ("vllm", "index@h100-80gb:2P1T"):
+        with pytest.raises(ConfigError, match="say which"):
+            contender(needy)
+
+
+def test_the_best_is_chosen_on_the_train_part(cluster: Cluster) -> None:
+    load = parse("poisson:azure-conv-synth@8", **SHORT)
+    splits = {f"{p}P": f"splitwise@h100-80gb:{p}P{3 - p}T" for p in (2, 1)}
+    train = evaluate(splits, cluster, [replace(load, part="train")], seeds=[0, 1])
+    means = {name: train.values("goodput", name).mean() for name in splits}
+    assert means["1P"] != means["2P"]
+    assert choose(splits, cluster, load) == max(means, key=means.__getitem__)
+    alike = {"first": "splitwise", "second": Contender("", *_pair("splitwise"))}
+    assert choose(alike, cluster, load) == "first", "of equals, the first"
+
+
+def _pair(name: str) -> tuple[RoutingScheduler, SizingScheduler]:
+    found = contender(name)
+    return found.routing, found.sizing
 
 
 # ---- comparison -------------------------------------------------------------------------------------------

@@ -13,21 +13,22 @@ from splitgym.evaluation.compare import (
     interquartile_mean,
     paired_difference,
 )
-from splitgym.evaluation.max_rate import MaxRate, bisect_rate, max_request_rate
-from splitgym.evaluation.plots import write_plots
-from splitgym.evaluation.report import as_json, print_tables, summary, table, write_files
-from splitgym.evaluation.run import (
+from splitgym.evaluation.contenders import (
+    VLLM,
     Contender,
     FunctionScheduler,
     PolicyLike,
-    Results,
-    Run,
     contender,
-    evaluate,
+    without_split,
 )
+from splitgym.evaluation.max_rate import MaxRate, bisect_rate, max_request_rate
+from splitgym.evaluation.plots import write_plots
+from splitgym.evaluation.report import as_json, print_tables, summary, table, write_files
+from splitgym.evaluation.run import Results, Run, choose, evaluate
 from splitgym.evaluation.workloads import Workload, parse, parse_at_rates
 
 __all__ = [
+    "VLLM",
     "Comparison",
     "Contender",
     "FunctionScheduler",
@@ -40,6 +41,7 @@ __all__ = [
     "as_json",
     "bisect_rate",
     "bootstrap_mean",
+    "choose",
     "compare",
     "contender",
     "evaluate",
@@ -51,6 +53,7 @@ __all__ = [
     "print_tables",
     "summary",
     "table",
+    "without_split",
     "write_files",
     "write_plots",
 ]

@@ -9,7 +9,8 @@ import numpy as np
 from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig
 from splitgym.errors import ConfigError
-from splitgym.evaluation.run import PolicyLike, contender, evaluate
+from splitgym.evaluation.contenders import PolicyLike, contender
+from splitgym.evaluation.run import evaluate
 from splitgym.evaluation.workloads import Workload, parse
 from splitgym.metrics import RequestTable, nine_slos
 
@@ -110,7 +111,7 @@ def max_request_rate(
     start = start_per_s or load.rate_per_s
     if start is None:
         raise ConfigError(f"workload {load.name}: give a rate to start from (WORKLOAD@REQUESTS_PER_SECOND)")
-    entrant = contender(policy)
+    entrant = contender(policy, cluster=resolved.config)
     numbers = tuple(seeds)
 
     def failures(rate: float) -> tuple[str, ...]:

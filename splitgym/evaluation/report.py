@@ -62,7 +62,7 @@ def table(results: Results, workload: Workload, baseline: str | None = None) -> 
         box=SIMPLE_HEAD,
         padding=(0, 1),
     )
-    drawn.add_column("policy", no_wrap=True)
+    drawn.add_column("policy", overflow="fold", min_width=14)
     for text in ("goodput", "difference", "SLOs", "TTFT", "TBT", "E2E", "J/req"):
         drawn.add_column(text, justify="right", no_wrap=True)
     for row in summary(results, base):

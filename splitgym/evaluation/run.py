@@ -1,54 +1,23 @@
 """Run policies on the same windows and measure them: `evaluate`, which everything here uses."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from splitgym import schedulers
 from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig, to_mapping
 from splitgym.errors import ConfigError
+from splitgym.evaluation.contenders import Contender, PolicyLike, cluster_for, contenders
 from splitgym.evaluation.workloads import Workload, find, parse, stand_ins
 from splitgym.metrics import Metrics, RequestTable, request_table, summarise
-from splitgym.schedulers.protocol import RoutingScheduler, SizingScheduler
+from splitgym.schedulers.protocol import SizingScheduler
 from splitgym.sim import make_engine
 from splitgym.sim.outcomes import TIMELINE_FIELDS
 from splitgym.trace import Trace
-from splitgym.types import RequestInfo
-from splitgym.view import ClusterView
-
-RouteFunction = Callable[[ClusterView, RequestInfo], tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A policy under a name: who routes, and who sizes the pools."""
-
-    name: str
-    routing: RoutingScheduler
-    sizing: SizingScheduler
-
-
-PolicyLike = str | RoutingScheduler | RouteFunction | Contender
-
-
-class FunctionScheduler:
-    """Makes a routing scheduler of a plain function (view, request) -> (prompt machine, token machine)."""
-
-    def __init__(self, function: RouteFunction, name: str | None = None) -> None:
-        self.function = function
-        self.name: str = name or str(getattr(function, "__name__", type(function).__name__))
-
-    def reset(self, view: ClusterView, seed: int) -> None:
-        """A function has nothing to forget."""
-
-    def route(self, view: ClusterView, request: RequestInfo) -> tuple[int, int]:
-        prompt_machine, token_machine = self.function(view, request)
-        return int(prompt_machine), int(token_machine)
 
 
 @dataclass(frozen=True)
@@ -76,6 +45,8 @@ class Results:
     runs: tuple[Run, ...]
     stand_ins: dict[str, str] = field(default_factory=dict)
     """Originals that were missing, and the built-in traces used instead."""
+    own_clusters: dict[str, ClusterConfig] = field(default_factory=dict)
+    """Of the policies that ran on other pools or rules than `cluster`."""
 
     def select(self, policy: str | None = None, workload: Workload | None = None) -> list[Run]:
         """Runs of a policy, of a workload, or both; in the order of workloads, then seeds."""
@@ -111,6 +82,7 @@ class Results:
             "workloads": [to_mapping(w) | {"name": w.name} for w in self.workloads],
             "seeds": list(self.seeds),
             "stand_ins": self.stand_ins,
+            "own_clusters": {name: to_mapping(own) for name, own in self.own_clusters.items()},
         }
 
 
@@ -131,38 +103,43 @@ def evaluate(
     Args:
         policies: built-in names (`"index"`, or `"index+reactive"` with pool sizing), objects with `reset` and
             `route` (see `RoutingScheduler`), functions (view, request) -> (prompt machine, token machine), or
-            a mapping from your names to any of these.
+            a mapping from your names to any of these. `"splitwise@h100-80gb:6P2T"` runs on other pools of the
+            same machines; `"vllm"` is the baseline without a split, with vLLM's batching. A `Contender` may
+            bring any configuration of the same machines.
         cluster: resolved, or its configuration.
         workloads: `Workload`s or their texts (`"poisson:azure-code@19"`).
         seeds: one window a seed.
         sizing: who sizes the pools for policies that do not bring it.
-        engine: "simpy", or another engine that `make_engine` knows.
+        engine: see `splitgym.sim.make_engine`.
         progress: called after each run.
 
     Raises:
-        SplitgymError: unknown names, a trace or profile that cannot be used, a request that fits no machine;
-            all before the first run.
+        SplitgymError: unknown names, a policy's own cluster of other machines, a trace or profile that cannot
+            be used, a request that fits no machine; all before the first run.
         ActionError: a policy chose a machine that it must not.
     """
     cluster = cluster if isinstance(cluster, Cluster) else Cluster.resolve(cluster)
-    contenders = _contenders(policies, sizing)
+    entrants = contenders(policies, sizing, cluster.config)
+    clusters = {entrant.name: cluster_for(entrant, cluster) for entrant in entrants}
     loads = tuple(parse(w) if isinstance(w, str) else w for w in workloads)
     numbers = tuple(int(s) for s in seeds)
-    if not (contenders and loads and numbers):
+    if not (entrants and loads and numbers):
         raise ConfigError("nothing to evaluate: give at least one policy, one workload and one seed")
     load = cache(find)
     windows = [(w, s, w.build(s, cluster.num_machines, load)) for w in loads for s in numbers]
-    for _, _, trace in windows:
-        cluster.check(trace)
+    for where in {id(c): c for c in clusters.values()}.values():
+        for _, _, trace in windows:
+            where.check(trace)
     runs = []
-    for contender in contenders:
+    for entrant in entrants:
         for workload, seed, trace in windows:
-            run = _run(contender, cluster, workload, seed, trace, engine)
+            run = _run(entrant, clusters[entrant.name], workload, seed, trace, engine)
             runs.append(run)
             if progress is not None:
                 progress(run)
-    names = tuple(c.name for c in contenders)
-    return Results(cluster, names, loads, numbers, tuple(runs), stand_ins(loads, load))
+    names = tuple(clusters)
+    own = {e.name: e.cluster for e in entrants if e.cluster is not None}
+    return Results(cluster, names, loads, numbers, tuple(runs), stand_ins(loads, load), own)
 
 
 def _run(
@@ -193,43 +170,26 @@ def _run(
     return Run(contender.name, workload, seed, trace.name, metrics, table, timeline)
 
 
-def _contenders(
-    policies: Mapping[str, PolicyLike] | Sequence[PolicyLike], sizing: str | SizingScheduler
-) -> list[Contender]:
-    if isinstance(policies, Mapping):
-        found = [contender(p, sizing, name) for name, p in policies.items()]
-    elif isinstance(policies, str):
-        found = [contender(policies, sizing)]
-    else:
-        found = [contender(p, sizing) for p in policies]
-    names = [c.name for c in found]
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
-        raise ConfigError(f"two policies are called {twice[0]!r}: give a mapping from names to policies")
-    return found
+def choose(
+    policies: Mapping[str, PolicyLike],
+    cluster: Cluster | ClusterConfig,
+    workload: Workload | str,
+    seeds: Iterable[int] = (0, 1),
+    *,
+    metric: str = "goodput",
+    engine: str = "simpy",
+) -> str:
+    """The name of the best policy on the train part of a workload's trace; the first of equals.
 
+    For what a baseline leaves open (its static split, its budget): run at its best, it is chosen as an agent
+    is, without the windows on which it is judged.
 
-def contender(
-    policy: PolicyLike, sizing: str | SizingScheduler = "static", name: str | None = None
-) -> Contender:
-    """A policy in any of its forms, made ready to run. See `evaluate`.
-
-    Raises:
-        ConfigError: an unknown name, or something that is no policy.
+    Args:
+        policies: candidates by name.
+        workload: its part is replaced by `train`.
+        metric: a key of `Metrics.as_dict()`; the highest mean over windows wins.
+        cluster, seeds, engine: as for `evaluate`.
     """
-    if isinstance(policy, Contender):
-        return Contender(name or policy.name, policy.routing, policy.sizing)
-    if isinstance(policy, str):
-        routing_name, _, sizing_name = policy.partition("+")
-        resize = schedulers.sizing(sizing_name) if sizing_name else _sizing(sizing)
-        return Contender(name or policy, schedulers.routing(routing_name), resize)
-    if isinstance(policy, RoutingScheduler):
-        return Contender(name or policy.name, policy, _sizing(sizing))
-    if callable(policy):
-        function = FunctionScheduler(policy, name)
-        return Contender(function.name, function, _sizing(sizing))
-    raise ConfigError(f"{policy!r} is no policy: give a name, an object with reset and route, or a function")
-
-
-def _sizing(sizing: str | SizingScheduler) -> SizingScheduler:
-    return schedulers.sizing(sizing) if isinstance(sizing, str) else sizing
+    load = parse(workload) if isinstance(workload, str) else workload
+    results = evaluate(policies, cluster, [replace(load, part="train")], seeds, engine=engine)
+    return max(results.policies, key=lambda name: float(results.values(metric, name).mean()))
