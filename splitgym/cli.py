@@ -74,7 +74,7 @@ def evaluate(
     part: Part = "test",
     baseline: Annotated[str | None, typer.Option(help="Policy to compare with; default the first.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for CSV, JSON and plots.")] = None,
-    engine: EngineName = "simpy",
+    engine: EngineName = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Run schedulers on the same windows of a workload and compare them."""
@@ -122,7 +122,7 @@ def max_rate(
     warmup: Warmup = 20.0,
     part: Part = "test",
     tolerance: Annotated[float, typer.Option(help="Relative width of the answer.")] = 0.02,
-    engine: EngineName = "simpy",
+    engine: EngineName = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Highest request rate that meets all nine SLOs, by bisection."""
@@ -220,7 +220,7 @@ def provision(
         Path | None, typer.Option(help="JSON that keeps the runs; the same command goes on from it.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for CSV, JSON and plots.")] = None,
-    engine: EngineName = "simpy",
+    engine: EngineName = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Search machine types and pool sizes: most requests/s for a budget, or least machines for a rate."""

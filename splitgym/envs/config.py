@@ -39,7 +39,7 @@ class EnvConfig:
     """M of the spaces; None is the cluster's number of machines."""
     reward: Any = "good-minus-bad"
     """A name, a mapping of names to weights, or an object: see `splitgym.envs.reward`."""
-    engine: str = "simpy"
+    engine: str = "auto"
     """See `splitgym.sim.make_engine`."""
     confine: bool | None = None
     """Restrict prompts to the prompt and mixed pools, token phases to the token and mixed pools. None is the

@@ -90,7 +90,7 @@ def max_request_rate(
     *,
     start_per_s: float | None = None,
     tolerance: float = 0.02,
-    engine: str = "simpy",
+    engine: str = "auto",
     progress: Callable[[float, tuple[str, ...]], None] | None = None,
 ) -> MaxRate:
     """Highest rate of a workload at which a policy meets all nine SLOs on a cluster.

@@ -40,7 +40,7 @@ def serve_alone(
     output_tokens: ArrayLike,
     *,
     tensor_parallel: int = 8,
-    engine: str = "simpy",
+    engine: str = "auto",
 ) -> Alone:
     """Serve requests far apart in time.
 

@@ -40,7 +40,7 @@ class Problem:
     highest_per_s: float = 5000.0
     most_machines: int = 128
     """No pool of a cluster that is to reach a rate has more."""
-    engine: str = "simpy"
+    engine: str = "auto"
     rules: ClusterConfig | None = None
     """Transfer, batching, SLO and all else of a cluster but its model and machines; None is the default."""
 

@@ -41,7 +41,7 @@ class Task:
     scheduler: str
     workload: Workload
     seeds: tuple[int, ...] = (0,)
-    engine: str = "simpy"
+    engine: str = "auto"
 
     @property
     def key(self) -> str:

@@ -1,10 +1,14 @@
 """The same cluster as the specification engine, fast: Numba over a few arrays and one heap.
 
-A machine jumps over contiguous token iterations: until the next arrival, completion or pause nothing can change,
-so k iterations are one event, and a task's last iteration is known when it joins. Built-in schedulers run inside;
-any other is called from Python, once a decision. Events, outcomes and views equal the specification's exactly
-(tests/test_engines_agree.py).
+A machine jumps over contiguous token iterations: until the next arrival, completion or pause nothing can
+change, so k iterations are one event, and a task's last iteration is known when it joins. Built-in schedulers
+run inside; any other is called from Python, once a decision. Events, outcomes and views equal the
+specification's exactly (tests/test_engines_agree.py).
 """
+
+import logging
+import threading
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +23,8 @@ from splitgym.sim.visibility import check_route
 from splitgym.trace import Trace
 from splitgym.types import UNKNOWN, Decision, DecisionKind, EventKind, RequestInfo, to_ns
 
+_LOG = logging.getLogger("splitgym")
+NOTICE_AFTER_S = 3.0
 FIRST_SLOTS = 1024
 LOG_ROWS = 1 << 20
 
@@ -35,7 +41,7 @@ class CompiledEngine:
     ):
         if cluster.config.batching.rule != "splitwise":
             raise ConfigError(
-                f"the compiled engine has no batching rule {cluster.config.batching.rule!r} yet: use engine simpy"
+                f"the compiled engine has no rule {cluster.config.batching.rule!r}: use engine auto or simpy"
             )
         if int(cluster.tables.token_base.min()) < 1 << 16:
             raise ConfigError("the compiled engine needs token iterations of at least 1 ns: use engine simpy")
@@ -67,7 +73,7 @@ class CompiledEngine:
 
     def run_until_decision(self) -> Decision | None:
         while True:
-            why = loop.advance(self._sim, self.view, *self._routing_arrays, *self._sizing_arrays)
+            why = _advance(self._sim, self.view, *self._routing_arrays, *self._sizing_arrays)
             if why == st.DONE:
                 return None
             if why != st.DECIDE:
@@ -215,8 +221,30 @@ class CompiledEngine:
         number, now = int(scalars[st.DECISIONS]) - 1, int(scalars[st.NOW])
         if scalars[st.PENDING] == 2:
             return Decision(DecisionKind.RESIZE, number, now, None)
-        info = loop.request_info(self._sim, scalars[st.ASKED])
-        return Decision(DecisionKind.ROUTE, number, now, RequestInfo(*(int(x) for x in info)))
+        job = self._sim.jobs[:, scalars[st.ASKED]].tolist()
+        request = job[st.REQUEST]
+        info = RequestInfo(
+            request_id=request,
+            arrival_ns=int(self._outcomes.arrival_ns[request]),
+            prompt_tokens=job[st.PROMPT_TOKENS],
+            max_tokens=int(self._sim.requests[st.R_MAX, request]),
+            oracle_output_tokens=job[st.OUTPUT_TOKENS] if self.cluster.config.oracle else UNKNOWN,
+            attempt=job[st.ATTEMPT],
+        )
+        return Decision(DecisionKind.ROUTE, number, now, info)
+
+
+def _advance(*arrays: Any) -> int:
+    """`loop.advance`; says so where it has to be compiled first, which happens once after an installation."""
+    if loop.advance.signatures:
+        return int(loop.advance(*arrays))
+    notice = threading.Timer(NOTICE_AFTER_S, _LOG.warning, ("compiling the engine: about a minute, once",))
+    notice.daemon = True
+    notice.start()
+    try:
+        return int(loop.advance(*arrays))
+    finally:
+        notice.cancel()
 
 
 def _place(scheduler: object, kinds: tuple[type, ...]) -> int:

@@ -1,7 +1,5 @@
 """Machines at work: iterations begin and end, machines fail, and a deadlock over memory is broken."""
 
-import numba
-
 from splitgym.sim.compiled.lists import unlink
 from splitgym.sim.compiled.machine import (
     begin_prompts,
@@ -38,12 +36,12 @@ from splitgym.sim.compiled.rules import (
     stop_waiting,
     wake,
 )
-from splitgym.sim.compiled.state import *  # noqa: F403  # names of rows
+from splitgym.sim.compiled.state import *
 from splitgym.types import EventKind
 from splitgym.view import SHARE_TIME_CONSTANT_NS
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def work(sim, m):
     """Machine m begins its next iteration, or goes idle."""
     while not begin(sim, m):
@@ -52,7 +50,7 @@ def work(sim, m):
             return
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def begin(sim, m):
     """Token tasks passed over too often; prompts, FCFS; the other token tasks as far as they fit."""
     machines, jobs, rules = sim.machines, sim.jobs, sim.rules
@@ -88,7 +86,7 @@ def begin(sim, m):
     return True
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def iteration_ends(sim, m):
     """Every token task has one more token, every prompt its first; then the machine goes on."""
     machines, jobs, scalars = sim.machines, sim.jobs, sim.scalars
@@ -121,7 +119,7 @@ def iteration_ends(sim, m):
     work(sim, m)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def prompts_ran(sim, m, now):
     """Time, energy and share of prompts of an iteration with prompts."""
     machines = sim.machines
@@ -136,7 +134,7 @@ def prompts_ran(sim, m, now):
     sim.machines[V_PROMPT_SHARE_AT_NS, m] = now
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def spend_prompts(sim, m, now):
     """An iteration with prompts has ended, or was cut short by a failure."""
     machines = sim.machines
@@ -150,7 +148,7 @@ def spend_prompts(sim, m, now):
     sim.machines[V_ITERATION_PROMPTS, m] = 0
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def complete_tasks(sim, m):
     """Requests whose last token this was."""
     machines, jobs = sim.machines, sim.jobs
@@ -168,7 +166,7 @@ def complete_tasks(sim, m):
         slot = first_done(sim, m)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def end_prompt(sim, m, slot):
     """The request has its first token."""
     machines, jobs = sim.machines, sim.jobs
@@ -201,7 +199,7 @@ def end_prompt(sim, m, slot):
 # ---- failures and deadlocks -------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def generated(sim, slot):
     """Output tokens of a request so far."""
     jobs = sim.jobs
@@ -212,7 +210,7 @@ def generated(sim, slot):
     return 1 if phase in (SHIPPING, READY) else 0
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def cancel(sim, slot):
     """Take a request off its machines."""
     machines, jobs = sim.machines, sim.jobs
@@ -254,7 +252,7 @@ def cancel(sim, slot):
     route_again(sim, slot)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def settle_after(sim, m):
     """Memory was freed on machine m by a request that left it."""
     grant(sim, m)
@@ -262,7 +260,7 @@ def settle_after(sim, m):
     wake(sim, m)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def fail(sim, m):
     """Machine m fails: what it had of requests is lost, and they begin again."""
     machines, jobs, now = sim.machines, sim.jobs, sim.scalars[NOW]
@@ -299,7 +297,7 @@ def fail(sim, m):
         machines[IDLE, m] = 1
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def recover(sim, m):
     """Machine m is up again, with nothing to drain."""
     machines = sim.machines
@@ -310,7 +308,7 @@ def recover(sim, m):
         back(sim)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def blocked(sim, m):
     """Somebody waits for memory, and no work or transfer in progress here will free any."""
     machines = sim.machines
@@ -322,7 +320,7 @@ def blocked(sim, m):
     return head == NONE or not sim.jobs[GRANTED, head]
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def deadlocked(sim, m):
     """Nothing frees memory here, nor at any machine that holds up caches of this one."""
     if not blocked(sim, m):
@@ -345,7 +343,7 @@ def deadlocked(sim, m):
     return True
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def break_deadlock(sim, m):
     """Let work go on where machines wait for each other's memory for ever; False where they do not."""
     machines, jobs = sim.machines, sim.jobs

@@ -1,14 +1,12 @@
 """Heaps and linked lists over plain arrays."""
 
-import numba
-
-from splitgym.sim.compiled.state import HEAP_SIZE, JOINED, LAST, NONE, WAKE_LIST, WAKES
+from splitgym.sim.compiled.state import HEAP_SIZE, JOINED, LAST, NONE, WAKE_LIST, WAKES, compiled
 
 KIND_SHIFT = 40
 """An event's key: its kind, then the machine or request that it concerns."""
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def push_event(sim, time, key, version):
     """Add an event. The caller has made sure that there is room."""
     times, keys, versions = sim.heap[0], sim.heap[1], sim.heap[2]
@@ -23,7 +21,7 @@ def push_event(sim, time, key, version):
     times[place], keys[place], versions[place] = time, key, version
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def drop_event(sim):
     """Remove the first event."""
     times, keys, versions = sim.heap[0], sim.heap[1], sim.heap[2]
@@ -47,7 +45,7 @@ def drop_event(sim):
     times[place], keys[place], versions[place] = time, key, version
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def push_wake(sim, machine):
     """Let an idle machine start, in the order of machines."""
     wakes = sim.machines[WAKE_LIST]
@@ -62,7 +60,7 @@ def push_wake(sim, machine):
     wakes[place] = machine
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def pop_wake(sim):
     """The woken machine of the lowest index."""
     wakes = sim.machines[WAKE_LIST]
@@ -85,7 +83,7 @@ def pop_wake(sim):
     return first
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def earlier(jobs, a, b):
     """Slot a ends before slot b; at one iteration, the one that joined first."""
     return jobs[LAST, a] < jobs[LAST, b] or (
@@ -93,7 +91,7 @@ def earlier(jobs, a, b):
     )
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def sink(jobs, batch, size, place):
     """Restore a batch's heap downwards from `place`."""
     slot = batch[place]
@@ -110,7 +108,7 @@ def sink(jobs, batch, size, place):
     batch[place] = slot
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def push_task(jobs, batch, size, slot):
     """Add a slot to a batch of `size`."""
     place = size
@@ -123,14 +121,14 @@ def push_task(jobs, batch, size, slot):
     batch[place] = slot
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def heapify(jobs, batch, size):
     """Make a heap of a batch whose ends have changed."""
     for place in range(size // 2 - 1, -1, -1):
         sink(jobs, batch, size, place)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def append(owner, head, tail, at, jobs, nxt, prv, slot):
     """Append a slot to the list with ends owner[head, at], owner[tail, at] and links jobs[nxt], jobs[prv]."""
     last = owner[tail, at]
@@ -143,7 +141,7 @@ def append(owner, head, tail, at, jobs, nxt, prv, slot):
     owner[tail, at] = slot
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def unlink(owner, head, tail, at, jobs, nxt, prv, slot):
     """Take a slot out of such a list."""
     before, after = jobs[prv, slot], jobs[nxt, slot]

@@ -1,4 +1,4 @@
-"""The event loop: the next event in the order of (time, kind, machine or request), until a decision is asked."""
+"""The event loop: the next event by (time, kind, machine or request), until a decision is asked."""
 
 import numba
 
@@ -20,7 +20,7 @@ from splitgym.sim.compiled.rules import (
     route,
     transfer_ends,
 )
-from splitgym.sim.compiled.state import *  # noqa: F403  # names of rows
+from splitgym.sim.compiled.state import *
 from splitgym.types import UNKNOWN, EventKind, RequestInfo
 from splitgym.view import ARRIVED_PROMPT_TOKENS, ARRIVED_REQUESTS
 
@@ -30,6 +30,10 @@ RECOVERY_KEY = (int(EventKind.RECOVERY) + 1) << KIND_SHIFT
 CONTROL_KEY = (int(EventKind.CONTROL) + 1) << KIND_SHIFT
 INDEX_MASK = (1 << KIND_SHIFT) - 1
 SLOT_MASK = (1 << SLOT_BITS) - 1
+
+with_schedulers = numba.njit(cache=True, nogil=True)
+"""For the functions that lead to a scheduler's kernel, which makes arrays. (Numba hands the want of reference
+counts down to what it compiles on the way.)"""
 
 ROUTING_KINDS = (
     Splitwise,
@@ -47,7 +51,7 @@ ROUTING_KINDS = (
 SIZING_KINDS = (Static, Reactive, Ewma)
 
 
-@numba.njit(cache=True)
+@with_schedulers
 def route_builtin(kind, view, request, params, state):
     """(p, t) by a scheduler of `ROUTING_KINDS`."""
     if kind == 0:
@@ -71,7 +75,7 @@ def route_builtin(kind, view, request, params, state):
     return baselines.least_e2e_kernel(view, request, params, state)
 
 
-@numba.njit(cache=True)
+@with_schedulers
 def resize_builtin(kind, view, params, state):
     """Machines to move, by a scheduler of `SIZING_KINDS`."""
     if kind == 1:
@@ -81,7 +85,7 @@ def resize_builtin(kind, view, params, state):
     return 0
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def request_info(sim, slot):
     """What a scheduler may know of the request in a slot."""
     jobs = sim.jobs
@@ -96,7 +100,7 @@ def request_info(sim, slot):
     )
 
 
-@numba.njit(cache=True, _nrt=False)
+@with_schedulers
 def ask_route(sim, view, slot, params, state):
     """Where does this request go? A built-in scheduler says, or the caller of `advance` is asked."""
     scalars, rules = sim.scalars, sim.rules
@@ -114,7 +118,7 @@ def ask_route(sim, view, slot, params, state):
         scalars[ASKED] = slot
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def append_held(sim, slot):
     """No machine is up: the request waits until one is back."""
     jobs, scalars = sim.jobs, sim.scalars
@@ -127,7 +131,7 @@ def append_held(sim, slot):
     scalars[HELD_TAIL] = slot
 
 
-@numba.njit(cache=True, _nrt=False)
+@with_schedulers
 def arrive(sim, view, params, state):
     """The next request of the trace comes."""
     scalars = sim.scalars
@@ -144,10 +148,10 @@ def arrive(sim, view, params, state):
     ask_route(sim, view, slot, params, state)
 
 
-@numba.njit(cache=True, _nrt=False)
+@with_schedulers
 def control(sim, view, params, state):
     """A control tick: a row of the timeline, and perhaps a resize."""
-    machines, scalars, rules = sim.machines, sim.scalars, sim.rules
+    scalars, rules = sim.scalars, sim.rules
     if rules[LOGGING]:
         log_event(sim, scalars[NOW], EventKind.CONTROL, NONE, NONE)
     scalars[NEXT_CONTROL] += rules[CONTROL_INTERVAL]
@@ -171,7 +175,7 @@ def control(sim, view, params, state):
         scalars[PENDING] = 2
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def stale(sim, kind, index, version):
     """A later plan has overtaken this event."""
     if kind == EventKind.ITERATION_END:
@@ -183,31 +187,27 @@ def stale(sim, kind, index, version):
     return False
 
 
-@numba.njit(cache=True, _nrt=False)
+@with_schedulers
 def handle(sim, view, kind, index, version, params, state):
-    """One event from the heap."""
-    logging, now = sim.rules[LOGGING], sim.scalars[NOW]
-    if kind == EventKind.ITERATION_END:
-        iteration_ends(sim, index)
-    elif kind == EventKind.TRANSFER_END:
-        transfer_ends(sim, version & SLOT_MASK)
-    elif kind == EventKind.REROUTE:
-        if logging:
+    """One of the rarer events."""
+    now = sim.scalars[NOW]
+    if kind == EventKind.REROUTE:
+        if sim.rules[LOGGING]:
             log_event(sim, now, kind, index, NONE)
         ask_route(sim, view, version, params, state)
+        return
+    if sim.rules[LOGGING]:
+        log_event(sim, now, kind, NONE, index)
+    if kind == EventKind.SWITCH_END:
+        sim.machines[SWITCHING, index] = 0
+        back(sim)
+    elif kind == EventKind.FAILURE:
+        fail(sim, index)
     else:
-        if logging:
-            log_event(sim, now, kind, NONE, index)
-        if kind == EventKind.SWITCH_END:
-            sim.machines[SWITCHING, index] = 0
-            back(sim)
-        elif kind == EventKind.FAILURE:
-            fail(sim, index)
-        else:
-            recover(sim, index)
+        recover(sim, index)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def room(sim):
     """What has no room for one more event: a reason to return, or -1."""
     scalars = sim.scalars
@@ -221,10 +221,10 @@ def room(sim):
     return -1
 
 
-@numba.njit(cache=True, nogil=True, _nrt=False)
+@with_schedulers
 def advance(sim, view, routing_params, routing_state, sizing_params, sizing_state):
     """Run to the next decision, the end, or until an array must grow. Returns which."""
-    scalars, machines = sim.scalars, sim.machines
+    scalars = sim.scalars
     while True:
         if scalars[PENDING]:
             return DECIDE
@@ -261,7 +261,11 @@ def advance(sim, view, routing_params, routing_state, sizing_params, sizing_stat
             scalars[FRONTIER] = key
         else:
             scalars[FRONTIER] = max(scalars[FRONTIER], key)
-        if heap:
+        if kind == EventKind.ITERATION_END:
+            iteration_ends(sim, index)
+        elif kind == EventKind.TRANSFER_END:
+            transfer_ends(sim, version & SLOT_MASK)
+        elif heap:
             handle(sim, view, kind, index, version, routing_params, routing_state)
         elif kind == EventKind.ARRIVAL:
             arrive(sim, view, routing_params, routing_state)
@@ -269,21 +273,21 @@ def advance(sim, view, routing_params, routing_state, sizing_params, sizing_stat
             control(sim, view, sizing_params, sizing_state)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def answer_route(sim, p, t):
     """The pending request goes to p and t."""
     sim.scalars[PENDING] = 0
     route(sim, sim.scalars[ASKED], p, t)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def answer_resize(sim, moves):
     """The pending control tick moves this many machines."""
     sim.scalars[PENDING] = 0
     resize(sim, moves)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def plan_fault(sim, m, at, end):
     """Machine m fails at `at` and is up again at `end`."""
     push_event(sim, at, FAILURE_KEY | m, 0)

@@ -1,19 +1,17 @@
 """One machine: contiguous token iterations, the next iteration, what ends with it."""
 
-import numba
-
 from splitgym.profile.tables import TICK_BITS, mixed_time_ns, prompt_time_ns, token_time_ticks
 from splitgym.sim.compiled.lists import KIND_SHIFT, append, heapify, push_event, sink
-from splitgym.sim.compiled.state import *  # noqa: F403  # names of rows
+from splitgym.sim.compiled.state import *
 from splitgym.types import EventKind
 
 ITERATION_KEY = (int(EventKind.ITERATION_END) + 1) << KIND_SHIFT
 TICK_MASK = (1 << TICK_BITS) - 1
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def run_ticks(machines, m, count):
-    """Ticks from the start of machine m's contiguous iterations to the end of the `count`-th, fraction included.
+    """Ticks from the start of machine m's contiguous iterations to the end of the `count`-th, and a fraction.
 
     Iteration i (from 0) takes base + slope x (context + i x batch); a sum over i in closed form.
     """
@@ -21,13 +19,13 @@ def run_ticks(machines, m, count):
     return machines[RUN_CARRY, m] + count * machines[RUN_BASE, m] + machines[RUN_SLOPE, m] * growth
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def run_end_ns(machines, m, count):
     """End of the `count`-th contiguous iteration [ns]."""
     return machines[START, m] + (run_ticks(machines, m, count) >> TICK_BITS)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def ended(sim, m):
     """Contiguous iterations of machine m that have ended, at most those planned.
 
@@ -54,14 +52,14 @@ def ended(sim, m):
     return count
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def token_watts(sim, m, batch):
     """Power of machine m in a token iteration over `batch` tasks [W]."""
     kinds = sim.watts.shape[0] // 2
     return sim.watts[kinds + sim.machines[V_MACHINE_ROW, m], batch]
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def settle(sim, m, count):
     """Count the contiguous iterations up to `count`: tokens, memory, time and energy."""
     machines = sim.machines
@@ -87,7 +85,7 @@ def settle(sim, m, count):
     sim.machines[T_GENERATED, m] += tokens
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def log_event(sim, time, kind, request, machine):
     """Add a row to the log. The caller has made sure that there is room."""
     row = sim.scalars[EVENTS]
@@ -98,7 +96,7 @@ def log_event(sim, time, kind, request, machine):
     sim.log[row, 3] = machine
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def first_decodes(sim, m):
     """The tasks that have not decoded yet do so now."""
     jobs = sim.jobs
@@ -109,7 +107,7 @@ def first_decodes(sim, m):
     sim.machines[FRESH_HEAD, m] = NONE
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def started(sim, slot):
     """Record the first decode of a request, unless it is recorded."""
     request = sim.jobs[REQUEST, slot]
@@ -117,7 +115,7 @@ def started(sim, slot):
         sim.requests[O_DECODE_START, request] = sim.scalars[NOW]
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def begin_tokens(sim, m):
     """Contiguous token iterations over the whole batch, up to the first completion."""
     machines, jobs = sim.machines, sim.jobs
@@ -147,7 +145,7 @@ def begin_tokens(sim, m):
     plan(sim, m, count)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def plan(sim, m, count):
     """The contiguous iterations end after the `count`-th."""
     machines = sim.machines
@@ -157,7 +155,7 @@ def plan(sim, m, count):
     push_event(sim, machines[END, m], ITERATION_KEY | m, machines[VERSION, m])
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def pause(sim, m):
     """Something has come that the next iteration must see: end contiguous iterations at the next boundary."""
     machines = sim.machines
@@ -168,7 +166,7 @@ def pause(sim, m):
             plan(sim, m, count + 1)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def choose_tasks(sim, m, room):
     """Token tasks beside prompts: the aged ones, then those that came first, `room` of them.
 
@@ -209,7 +207,7 @@ def choose_tasks(sim, m, room):
     return taken
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def end_tasks(sim, m):
     """The token tasks of an iteration with prompts have one more token each."""
     machines, jobs = sim.machines, sim.jobs
@@ -231,9 +229,9 @@ def end_tasks(sim, m):
         heapify(jobs, batch, machines[BATCH, m])
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def begin_prompts(sim, m, prompts, prompt_tokens, aged):
-    """An iteration over the prompts in the machine's current list, and the token tasks that fit beside them."""
+    """An iteration over the machine's current prompts, and the token tasks that fit beside them."""
     machines = sim.machines
     size = machines[BATCH, m]
     room = max(
@@ -262,7 +260,7 @@ def begin_prompts(sim, m, prompts, prompt_tokens, aged):
     push_event(sim, now + length, ITERATION_KEY | m, machines[VERSION, m])
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def take_prompt(sim, m, slot):
     """The prompt at the head of the queue starts."""
     machines, jobs = sim.machines, sim.jobs
@@ -277,7 +275,7 @@ def take_prompt(sim, m, slot):
     sim.machines[V_KV_USED_TOKENS, m] += jobs[PROMPT_TOKENS, slot] + 1
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def remove_task(sim, m, slot):
     """Take a slot out of a batch, wherever it is."""
     machines, jobs = sim.machines, sim.jobs
@@ -291,9 +289,9 @@ def remove_task(sim, m, slot):
             return
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def first_done(sim, m):
-    """The next task that is done with the machine's last iteration, taken out of the batch; NONE where none is."""
+    """The next task that is done with the machine's last iteration, out of the batch; NONE where none is."""
     machines, jobs = sim.machines, sim.jobs
     size = machines[BATCH, m]
     if size == 0:

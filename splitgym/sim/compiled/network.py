@@ -1,9 +1,7 @@
 """KV transfers that share NICs, as in `splitgym.sim.network`, over linked lists."""
 
-import numba
-
 from splitgym.sim.compiled.lists import KIND_SHIFT, append, push_event, unlink
-from splitgym.sim.compiled.state import *  # noqa: F403  # names of rows
+from splitgym.sim.compiled.state import *
 from splitgym.types import EventKind
 
 TRANSFER_KEY = (int(EventKind.TRANSFER_END) + 1) << KIND_SHIFT
@@ -11,7 +9,7 @@ SLOT_BITS = 24
 """A transfer event's version holds the slot in its low bits."""
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def transfer_event(sim, slot, time):
     """The slot's transfer reaches its next stage at `time`; earlier plans are void."""
     jobs = sim.jobs
@@ -19,7 +17,7 @@ def transfer_event(sim, slot, time):
     push_event(sim, time, TRANSFER_KEY | jobs[REQUEST, slot], jobs[FLIGHT_VERSION, slot] << SLOT_BITS | slot)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def share(sim, m):
     """Bandwidth of one transfer at machine m's NIC."""
     if sim.rules[SHARED]:
@@ -27,7 +25,7 @@ def share(sim, m):
     return sim.machines[BANDWIDTH, m]
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def settle_transfer(sim, slot):
     """Count what was shipped since the last time."""
     jobs = sim.jobs
@@ -36,7 +34,7 @@ def settle_transfer(sim, slot):
     jobs[RATED_AT, slot] = now
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def rate(sim, slot):
     """Give a transfer its present rate; `plan_transfers` plans its end when the event is over."""
     jobs = sim.jobs
@@ -50,7 +48,7 @@ def rate(sim, slot):
             sim.scalars[RERATED_HEAD] = slot
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def plan_transfers(sim):
     """One event for each transfer whose rate has changed, however often: events of one time stay few."""
     jobs = sim.jobs
@@ -64,7 +62,7 @@ def plan_transfers(sim):
         slot = jobs[RERATED_NEXT, slot]
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def rate_all(sim, source, target):
     """Rates of all transfers at two NICs."""
     machines, jobs = sim.machines, sim.jobs
@@ -79,7 +77,7 @@ def rate_all(sim, source, target):
             slot = jobs[RECEIVING_NEXT, slot]
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def join_network(sim, slot):
     """A transfer starts."""
     machines, jobs = sim.machines, sim.jobs
@@ -94,7 +92,7 @@ def join_network(sim, slot):
     rate_all(sim, source, target)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def leave_network(sim, slot):
     """A transfer has no bytes left, or is aborted."""
     machines, jobs = sim.machines, sim.jobs

@@ -1,7 +1,5 @@
 """The rules of the cluster, as in `splitgym.sim.rules`, over the compiled engine's state."""
 
-import numba
-
 from splitgym.profile.tables import prompt_time_ns
 from splitgym.sim.compiled.lists import KIND_SHIFT, append, push_event, push_task, push_wake, unlink
 from splitgym.sim.compiled.machine import ended as iterations_ended
@@ -12,7 +10,7 @@ from splitgym.sim.compiled.network import (
     settle_transfer,
     transfer_event,
 )
-from splitgym.sim.compiled.state import *  # noqa: F403  # names of rows
+from splitgym.sim.compiled.state import *
 from splitgym.types import EventKind, Pool
 from splitgym.view import COMPLETED_OUTPUT_TOKENS, COMPLETED_REQUESTS, OUTPUT_DECAY
 
@@ -25,7 +23,7 @@ WORK_PER_BYTE = 15_625_000
 # ---- requests ---------------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def free_slot(sim, slot):
     """The request is done: its slot may be used again."""
     sim.jobs[IN_USE, slot] = 0
@@ -33,7 +31,7 @@ def free_slot(sim, slot):
     sim.scalars[FREE_HEAD] = slot
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def new_job(sim, slot, request, attempt):
     """A slot for one attempt to serve a request."""
     jobs = sim.jobs
@@ -49,7 +47,7 @@ def new_job(sim, slot, request, attempt):
     jobs[ATTEMPT, slot] = attempt
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def finish(sim, slot):
     """The request has all its tokens."""
     jobs, scalars = sim.jobs, sim.scalars
@@ -68,7 +66,7 @@ def finish(sim, slot):
     free_slot(sim, slot)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def promise(sim, slot, sign):
     """A request takes its place on two machines (+1), or gives back what it still has (-1)."""
     jobs = sim.jobs
@@ -78,21 +76,21 @@ def promise(sim, slot, sign):
         sim.machines[PROMISED, p] += sign * (jobs[PROMPT_TOKENS, slot] + 1)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def expect(sim, m, slot, sign):
     """A request is (+1), or is no more (-1), to decode on machine m with its cache not there yet."""
     sim.machines[V_INBOUND, m] += sign
     sim.machines[V_INBOUND_PROMPT_TOKENS, m] += sign * sim.jobs[PROMPT_TOKENS, slot]
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def leave_prompt_queue(sim, m, slot):
     """The prompt starts or is cancelled: it is not queued any more."""
     sim.machines[V_PROMPT_REQUESTS, m] -= 1
     sim.machines[V_PROMPT_QUEUE_NS, m] -= sim.jobs[ALONE_NS, slot]
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def route(sim, slot, p, t):
     """The request goes to prompt machine p and token machine t."""
     jobs = sim.jobs
@@ -116,7 +114,7 @@ def route(sim, slot, p, t):
     wake(sim, p)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def wake(sim, m):
     """Let an idle machine look for work, before any other event of this time."""
     if sim.machines[IDLE, m]:
@@ -127,7 +125,7 @@ def wake(sim, m):
 # ---- memory -----------------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def prompt_need(sim, slot):
     """KV tokens that the prompt machine reserves when the prompt starts."""
     jobs = sim.jobs
@@ -136,49 +134,49 @@ def prompt_need(sim, slot):
     return jobs[PROMPT_TOKENS, slot] + jobs[OUTPUT_TOKENS, slot]
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def transfer_need(sim, slot):
     """KV tokens that the token machine reserves when the transfer starts."""
     return sim.jobs[PROMPT_TOKENS, slot] + (sim.jobs[OUTPUT_TOKENS, slot] if sim.rules[RESERVE_ALL] else 1)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def output_need(sim, slot):
     """KV tokens that the token machine reserves at the first decode."""
     return 0 if sim.rules[RESERVE_ALL] else sim.jobs[OUTPUT_TOKENS, slot] - 1
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def fits(sim, m, tokens):
     return sim.machines[RESERVED, m] + tokens <= sim.machines[V_KV_CAPACITY_TOKENS, m]
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def has_room(sim, m, tokens):
     """May a newcomer take memory? Not before those who wait, nor before outputs of caches here."""
     return sim.machines[MEMORY_HEAD, m] == NONE and not starved(sim, m) and fits(sim, m, tokens)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def starved(sim, m):
     """The first output that waits here does not fit: memory that frees is for it."""
     head = sim.machines[OUTPUTS_HEAD, m]
     return head != NONE and not fits(sim, m, output_need(sim, head))
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def wait_for_memory(sim, m, slot):
     sim.jobs[WAITING, slot] = 1
     append(sim.machines, MEMORY_HEAD, MEMORY_TAIL, m, sim.jobs, MEMORY_NEXT, MEMORY_PREV, slot)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def stop_waiting(sim, m, slot):
     sim.jobs[WAITING, slot] = 0
     unlink(sim.machines, MEMORY_HEAD, MEMORY_TAIL, m, sim.jobs, MEMORY_NEXT, MEMORY_PREV, slot)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def reserve_prompt(sim, m, slot):
     """Memory for the prompt at the head of m's queue, or a place among those who wait."""
     jobs = sim.jobs
@@ -193,7 +191,7 @@ def reserve_prompt(sim, m, slot):
     return True
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def await_output(sim, m, slot):
     """The cache is here; the request waits for memory for its output."""
     jobs = sim.jobs
@@ -205,7 +203,7 @@ def await_output(sim, m, slot):
     sim.machines[V_RUNNING_PROMPT_TOKENS, m] += jobs[PROMPT_TOKENS, slot]
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def admit(sim, m, slot):
     """Reserve what the output needs; the request joins the batch."""
     machines, jobs = sim.machines, sim.jobs
@@ -229,7 +227,7 @@ def admit(sim, m, slot):
     machines[FRESH_HEAD, m] = slot
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def grant(sim, m):
     """Give memory to those who wait: outputs of caches already here first, then FCFS."""
     machines, jobs = sim.machines, sim.jobs
@@ -260,7 +258,7 @@ def grant(sim, m):
 # ---- KV transfer ------------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def overlaps(sim, slot):
     """Shipped layer by layer while the prompt is computed."""
     jobs = sim.jobs
@@ -269,7 +267,7 @@ def overlaps(sim, slot):
     return jobs[PROMPT_TOKENS, slot] >= sim.rules[OVERLAP_MIN]
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def ask_transfer(sim, slot):
     target = sim.jobs[TOKEN_MACHINE, slot]
     if has_room(sim, target, transfer_need(sim, slot)):
@@ -279,7 +277,7 @@ def ask_transfer(sim, slot):
         wake(sim, target)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def start_transfer(sim, slot):
     machines, jobs = sim.machines, sim.jobs
     source, target = jobs[PROMPT_MACHINE, slot], jobs[TOKEN_MACHINE, slot]
@@ -295,7 +293,7 @@ def start_transfer(sim, slot):
     join_network(sim, slot)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def constant_runs(sim, slot):
     """The bytes are there and the prompt is over: the rest of a layer-wise transfer takes its constant."""
     jobs, now = sim.jobs, sim.scalars[NOW]
@@ -305,7 +303,7 @@ def constant_runs(sim, slot):
     transfer_event(sim, slot, max(now, over + constant))
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def transfer_ends(sim, slot):
     """A stage of a transfer is over."""
     jobs = sim.jobs
@@ -321,7 +319,7 @@ def transfer_ends(sim, slot):
     shipped(sim, slot)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def shipped(sim, slot):
     """The cache is at the token machine."""
     machines, jobs = sim.machines, sim.jobs
@@ -344,7 +342,7 @@ def shipped(sim, slot):
         wake(sim, m)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def abort_transfer(sim, slot):
     """The cache is not wanted any more; what the token machine set aside for it is free."""
     machines, jobs = sim.machines, sim.jobs
@@ -368,7 +366,7 @@ def abort_transfer(sim, slot):
 # ---- pools ------------------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def drained(sim, m):
     """No work of either phase, no cache on its way out."""
     if sim.machines[V_PROMPT_REQUESTS, m] or sim.machines[V_RUNNING, m] or sim.machines[V_INBOUND, m]:
@@ -385,7 +383,7 @@ def drained(sim, m):
     return True
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def check_drained(sim, m):
     """A switching machine that has drained waits out the switching delay."""
     machines = sim.machines
@@ -395,7 +393,7 @@ def check_drained(sim, m):
         push_event(sim, sim.scalars[NOW] + delay, SWITCH_KEY | m, machines[SWITCH_NUMBER, m])
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def resize(sim, moves):
     """Move the least loaded available machines, lowest index on ties, as far as the minimum allows."""
     machines, rules = sim.machines, sim.rules
@@ -428,13 +426,13 @@ def resize(sim, moves):
             check_drained(sim, best)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def route_again(sim, slot):
     """Ask anew where this request goes, at this time."""
     push_event(sim, sim.scalars[NOW], REROUTE_KEY | sim.jobs[REQUEST, slot], slot)
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def back(sim):
     """A machine takes new work again: ask anew for the requests that found none."""
     scalars = sim.scalars
@@ -445,11 +443,10 @@ def back(sim):
         slot = sim.jobs[QUEUE_NEXT, slot]
 
 
-@numba.njit(cache=True, _nrt=False)
+@compiled
 def refresh(sim):
     """Make the view true as of now."""
     machines, scalars = sim.machines, sim.scalars
-    now = scalars[NOW]
     any_up = any_prompt = any_token = False
     for m in range(sim.machines.shape[1]):
         busy = machines[BUSY, m]
@@ -460,9 +457,9 @@ def refresh(sim):
             sim.machines[V_ITERATION_END_NS, m] = machines[END, m] if busy else 0
         home = sim.machines[V_HOME_POOL, m]
         pool = home
-        if home == TO_PROMPT and (sim.machines[V_RUNNING, m] or sim.machines[V_INBOUND, m]):
-            pool = TO_MIXED
-        elif home == TO_TOKEN and (sim.machines[V_PROMPT_REQUESTS, m] or busy == 1):
+        tokens = sim.machines[V_RUNNING, m] + sim.machines[V_INBOUND, m] > 0
+        prompts = sim.machines[V_PROMPT_REQUESTS, m] > 0 or busy == 1
+        if (home == TO_PROMPT and tokens) or (home == TO_TOKEN and prompts):
             pool = TO_MIXED
         sim.machines[V_POOL, m] = pool
         up = 1 if machines[DOWN, m] == 0 and not machines[SWITCHING, m] else 0

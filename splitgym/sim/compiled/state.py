@@ -1,11 +1,12 @@
 """State of the compiled engine: a few integer matrices, one row a field.
 
-A request in flight has a *slot*: a column of `jobs`. Lists (queues, transfers at a NIC) run through the slots by
-links; NONE ends them. Everything is int64, so that it adds up exactly.
+A request in flight has a *slot*: a column of `jobs`. Lists (queues, transfers at a NIC) run through the slots
+by links; NONE ends them. Everything is int64, so that it adds up exactly.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +17,14 @@ from splitgym.view import NUM_COUNTERS, ClusterView
 
 Ints = NDArray[np.int64]
 NONE = -1
+
+
+def compiled(function: Any) -> Any:
+    """Compile by Numba, without reference counts: those of every array of a `Sim`, at every call, would take
+    three quarters of the time. So such a function makes no array and returns none; it may take views.
+    """
+    return numba.njit(cache=True, nogil=True, _nrt=False)(function)  # type: ignore[call-overload]
+
 
 # Phases of a job, as `splitgym.sim.job.Phase`.
 QUEUED, PROMPT, SHIPPING, READY, RUNNING, ELSEWHERE = range(6)
@@ -145,7 +154,7 @@ VIEW_ROWS = {
     RATE,
     RATED_AT,
     FLIGHT_VERSION,
-    QUEUE_NEXT,  # in the queue of prompts, or among the prompts of an iteration, or of requests without a machine
+    QUEUE_NEXT,  # in the queue of prompts, the prompts of an iteration, or the requests without a machine
     QUEUE_PREV,
     MEMORY_NEXT,
     MEMORY_PREV,
@@ -299,7 +308,8 @@ def as_outcomes(sim: Sim, outcomes: Outcomes, idle_watts: Ints) -> None:
     """Bring `outcomes`, whose request arrays are rows of `sim.requests`, up to date."""
     now = int(sim.scalars[NOW])
     totals = sim.machines
-    outcomes.finish_order = sim.requests[R_ORDER, : sim.scalars[FINISHED]].tolist()
+    known = len(outcomes.finish_order)
+    outcomes.finish_order += sim.requests[R_ORDER, known : sim.scalars[FINISHED]].tolist()
     outcomes.end_ns = now
     outcomes.busy_ns[:] = totals[T_BUSY]
     outcomes.prompt_busy_ns[:] = totals[T_PROMPT_BUSY]
@@ -309,4 +319,5 @@ def as_outcomes(sim: Sim, outcomes: Outcomes, idle_watts: Ints) -> None:
     outcomes.up_ns[:] = now - totals[T_DOWN] - failing
     idle_ns = np.maximum(0, outcomes.up_ns - outcomes.busy_ns)
     outcomes.energy_j[:] = (sim.machines[WATTS_NS] + idle_watts * idle_ns) / 1e9
-    outcomes.timeline = [tuple(row) for row in sim.timeline[: sim.scalars[SAMPLES]].tolist()]
+    known = len(outcomes.timeline)
+    outcomes.timeline += [tuple(row) for row in sim.timeline[known : sim.scalars[SAMPLES]].tolist()]
