@@ -8,6 +8,7 @@ import pytest
 
 th = pytest.importorskip("torch")
 
+from agents import demo  # noqa: E402
 from agents.cli import contender as by_command_line  # noqa: E402
 from agents.config import RunConfig, resolve  # noqa: E402
 from agents.evaluation import Agent, contender, load_agent, make_codec  # noqa: E402
@@ -146,6 +147,29 @@ def test_the_command_line_compares_a_run_folder(tmp_path, env):
     larger = ClusterConfig(machines=(MachineGroup(count=9),))
     with pytest.raises(ConfigError, match="knows 4 machines, the cluster has 9"):
         by_command_line(name, larger)
+
+
+@pytest.mark.parametrize(
+    ("split", "rows"), [("7P1T", ["splitwise 5P3T", "splitwise 7P1T*"]), ("5P3T", ["splitwise 5P3T*"])]
+)
+def test_the_demo_runs_heuristics_at_their_best(monkeypatch, split, rows):
+    seen = []
+
+    def chosen(policies, cluster, workload, seeds):
+        seen.append((tuple(policies), workload.rate_per_s))
+        return split if split in policies else "512"
+
+    monkeypatch.setattr(demo.evaluation, "choose", chosen)
+    here = demo.demo_config().cluster
+    found = demo.baselines(here, SimulatorTask(demo.demo_config()).workload("test", 17.0))
+    assert list(found) == ["no split, round robin", "no split, JSQ", "no split, vLLM 512*", *rows]
+    assert found["no split, vLLM 512*"].cluster.batching.max_num_batched_tokens == 512
+    best = found[f"splitwise {split}*"].cluster
+    assert [group.count for group in best.machines] == [int(split[0]), int(split[2])]
+    assert seen == [(demo.SPLITS, 17.0), (tuple(map(str, demo.BUDGETS)), 17.0)]
+    assert {
+        demo.evaluation.contenders.hardware(c.cluster or here)["h100-80gb/tp8"] for c in found.values()
+    } == {8}
 
 
 def test_only_a_run_folder_is_loaded(tmp_path):
