@@ -46,6 +46,13 @@ Duration = Annotated[float, typer.Option(help="Measured seconds of arrivals.")]
 Warmup = Annotated[float, typer.Option(help="Seconds of arrivals before.")]
 Part = Annotated[str, typer.Option(help="Part of the trace: train, validation or test.")]
 EngineName = Annotated[str, typer.Option("--engine", help="Simulator engine.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default all cores.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        help="Run on a Ray cluster instead: HOST:PORT, `auto`, or `local` (needs the [scale] extra)."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -215,7 +222,8 @@ def provision(
         Path | None,
         typer.Option(help="YAML of a ClusterConfig: its transfer, batching, SLO; not its machines."),
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default all cores.")] = None,
+    workers: Workers = None,
+    ray: RayAddress = None,
     cache: Annotated[
         Path | None, typer.Option(help="JSON that keeps the runs; the same command goes on from it.")
     ] = None,
@@ -227,6 +235,7 @@ def provision(
     from splitgym import provisioning
     from splitgym.evaluation import parse
     from splitgym.evaluation.workloads import stand_ins
+    from splitgym.scale import workers_for
 
     fields = {"duration_s": duration, "warmup_s": warmup, "part": part}
     if "@" in workload + also:
@@ -256,8 +265,9 @@ def provision(
     screen = Console(stderr=True)
     with Progress(console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task("simulating", total=asked.expected_runs)
-        with provisioning.processes(workers) as map:
-            runs = provisioning.Runs(map, cache, lambda: bar.advance(task))
+        with workers_for(ray, workers) as map:
+            sources = provisioning.sources_of(loads) if ray is not None else None
+            runs = provisioning.Runs(map, cache, lambda: bar.advance(task), sources)
             answer = asked.answer(runs, lambda left: bar.update(task, total=runs.count + 8 * left))
     if as_json:
         print(json.dumps(answer.as_json(), indent=1, allow_nan=False))

@@ -24,6 +24,7 @@ ROOMS = (
     ("view", "cluster"),
     ("slo", "metrics"),
     ("trace", "profile"),
+    ("scale",),
     ("config", "types", "errors", "resources"),
 )
 """Top to bottom. What stands on one line is one room."""

@@ -22,7 +22,8 @@ from splitgym.provisioning.designs import (
 )
 from splitgym.provisioning.plan import Curve, Found, Frontier, Problem, curves, frontiers, least, most_rate
 from splitgym.provisioning.report import as_json, table, write_files
-from splitgym.provisioning.runs import Percentiles, Runs, Task, failures, processes, slowdowns
+from splitgym.provisioning.runs import Percentiles, Runs, Task, failures, slowdowns, sources_of
+from splitgym.scale import processes
 
 __all__ = [
     "PAPER_COUNTS",
@@ -50,6 +51,7 @@ __all__ = [
     "parse_designs",
     "processes",
     "slowdowns",
+    "sources_of",
     "table",
     "write_files",
 ]

@@ -225,7 +225,7 @@ def curves(
     """Slowdown percentiles of sized designs by rate."""
     pairs = [(d, rate) for d in designs for rate in rates_per_s]
     tasks = [problem.task(d, d.counts or (), rate) for d, rate in pairs]
-    found = list(runs.map(slowdowns, tasks))
+    found = list(runs.apply(slowdowns, tasks))
     n = len(rates_per_s)
     return [
         Curve(d.name, tuple(rates_per_s), tuple(found[i * n : (i + 1) * n])) for i, d in enumerate(designs)

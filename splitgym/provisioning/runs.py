@@ -1,13 +1,9 @@
 """The runs behind a search: which of the nine SLOs does one cluster miss at one rate? On all cores."""
 
 import json
-import multiprocessing
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,6 +17,7 @@ from splitgym.config import ClusterConfig, to_mapping
 from splitgym.errors import ConfigError
 from splitgym.evaluation.workloads import Workload, find
 from splitgym.metrics import KINDS, RequestTable, nine_slos, percentiles, request_table
+from splitgym.scale import Map
 from splitgym.sim import make_engine
 from splitgym.sim.outcomes import Outcomes
 from splitgym.slo import NINE_SLOS, PERCENTILES, reference_times_s
@@ -29,8 +26,8 @@ from splitgym.types import NS_PER_S
 
 Floats = NDArray[np.float64]
 Failures = tuple[str, ...]
-Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
-"""Applies a function to many tasks and gives the results in their order: `map`, a pool's, a cluster's."""
+Sources = Mapping[str, Trace]
+"""Traces by the names that workloads have for them."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +59,14 @@ class Percentiles:
     e2e: tuple[float, float, float]
 
 
-def failures(task: Task) -> Failures:
-    """Names of the SLOs that fail; none if all nine hold.
+def failures(task: Task, sources: Sources | None = None) -> Failures:
+    """Names of the SLOs that fail; none if all nine hold. `sources`: see `Runs`.
 
     The requests of all seeds are pooled. A run is left as soon as an SLO is certain to fail, so where several
     fail, not all may be named; whether any does is exact.
     """
     cluster = Cluster.resolve(task.config)
-    traces = [_trace(task.workload, seed, cluster.num_machines) for seed in task.seeds]
+    traces = [_trace(task.workload, seed, cluster.num_machines, sources) for seed in task.seeds]
     watch = Watch(cluster, task.workload, traces)
     tables = []
     for seed, trace in zip(task.seeds, traces):
@@ -81,12 +78,12 @@ def failures(task: Task) -> Failures:
     return tuple(name for name, held in nine_slos(_pooled(tables)).items() if not held)
 
 
-def slowdowns(task: Task) -> Percentiles:
+def slowdowns(task: Task, sources: Sources | None = None) -> Percentiles:
     """Percentiles of the slowdowns of all seeds' requests together; nothing is cut short."""
     cluster = Cluster.resolve(task.config)
     tables = []
     for seed in task.seeds:
-        trace = _trace(task.workload, seed, cluster.num_machines)
+        trace = _trace(task.workload, seed, cluster.num_machines, sources)
         table = _simulate(task, cluster, trace, seed, None)
         assert table is not None
         tables.append(table)
@@ -179,8 +176,13 @@ def _source(name: str) -> Trace:
     return find(name)
 
 
-def _trace(workload: Workload, seed: int, machines: int) -> Trace:
-    return workload.build(seed, machines, _source)
+def _trace(workload: Workload, seed: int, machines: int, sources: Sources | None) -> Trace:
+    return workload.build(seed, machines, _source if sources is None else sources.__getitem__)
+
+
+def sources_of(workloads: Iterable[Workload]) -> dict[str, Trace]:
+    """The traces of some workloads, as they are found on this machine."""
+    return {name: _source(name) for workload in workloads for name in workload.sources}
 
 
 def _pooled(tables: list[RequestTable]) -> RequestTable:
@@ -196,11 +198,14 @@ class Runs:
         map: applies a function to many tasks.
         file: JSON of earlier answers, read if there and written as answers come; None keeps nothing.
         progress: called after each run.
+        sources: traces to send along with the tasks, for workers on other machines (see `sources_of`): these
+            may lack a file, and must not take a built-in trace for an original. None: each finds its own.
     """
 
     map: Map = map
     file: Path | None = None
     progress: Callable[[], None] | None = None
+    sources: Sources | None = None
     count: int = 0
     """Runs made, without those that were known."""
     _known: dict[str, Failures] = field(default_factory=dict)
@@ -219,13 +224,17 @@ class Runs:
         """Which SLOs fail, task by task."""
         keys = [task.key for task in tasks]
         fresh = {key: task for key, task in zip(keys, tasks) if key not in self._known}
-        for key, failed in zip(fresh, self.map(failures, list(fresh.values()))):
+        for key, failed in zip(fresh, self.apply(failures, list(fresh.values()))):
             self._known[key] = tuple(failed)
             self.count += 1
             self._save()
             if self.progress is not None:
                 self.progress()
         return [self._known[key] for key in keys]
+
+    def apply(self, function: Callable[..., Any], tasks: Sequence[Task]) -> Iterable[Any]:
+        """`failures` or `slowdowns` of each task, in their order; nothing is kept."""
+        return self.map(function if self.sources is None else partial(function, sources=self.sources), tasks)
 
     def known(self, task: Task) -> Failures | None:
         """The answer to a task that was asked before; None for another."""
@@ -237,17 +246,3 @@ class Runs:
         draft = self.file.with_name(self.file.name + ".part")
         draft.write_text(json.dumps(self._known, indent=0, sort_keys=True) + "\n")
         draft.replace(self.file)
-
-
-@contextmanager
-def processes(workers: int | None = None) -> Iterator[Map]:
-    """A `map` over so many processes (None: as many as cores); one worker is this process itself."""
-    number = workers or os.cpu_count() or 1
-    if number == 1:
-        yield map
-        return
-    pool = ProcessPoolExecutor(number, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        yield pool.map
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

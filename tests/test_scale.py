@@ -1,0 +1,198 @@
+"""Runs on a Ray cluster: the same results as here, and none is lost when a worker dies."""
+
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from splitgym import cli, scale
+from splitgym.errors import ConfigError, SplitgymError
+from splitgym.evaluation import parse
+from splitgym.provisioning import (
+    Problem,
+    Runs,
+    curves,
+    failures,
+    most_rate,
+    parse_budget,
+    parse_design,
+    parse_designs,
+    sources_of,
+)
+from splitgym.scale import processes, ray_tasks, workers_for
+from splitgym.trace import load
+
+SMALL = parse("poisson:azure-conv-synth@1", duration_s=6, warmup_s=1, part="all")
+
+needs_ray = pytest.mark.skipif(
+    find_spec("ray") is None, reason='Ray is not installed: pip install "splitgym[scale]"'
+)
+
+
+@pytest.fixture(scope="module")
+def loopback() -> Iterator[None]:
+    """Ray keeps to 127.0.0.1, tells nobody, and lets in nobody else. Set before it is first imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
+        yield
+
+
+@pytest.fixture(scope="module")
+def cluster(loopback: None) -> Iterator[str]:
+    """The address of two nodes of one CPU each."""
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20}
+    started = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+    nodes = [started.head_node]
+    try:
+        nodes.append(started.add_node(**node))
+        yield started.address
+    finally:
+        started.shutdown()
+    assert not any(node.any_processes_alive() for node in nodes)
+
+
+@needs_ray
+def test_a_search_finds_the_same_as_here(cluster: str) -> None:
+    problem = Problem("llama2-70b", SMALL, tolerance=0.25, engine="simpy")
+    designs, fixed = parse_designs("Splitwise-HH"), parse_designs("h100-80gb:1P+h100-80gb:1T")
+    budget = parse_budget("count=3", "llama2-70b")
+    with workers_for(cluster, None) as map:
+        there = Runs(map, sources=sources_of([SMALL]))
+        here = Runs()
+        assert most_rate(problem, designs, budget, there) == most_rate(problem, designs, budget, here)
+        assert there.count == here.count > 0
+        assert repr(curves(problem, fixed, [2.0, 40.0], there)) == repr(
+            curves(problem, fixed, [2.0, 40.0], here)
+        )
+
+
+@needs_ray
+def test_results_come_in_order_and_from_both_nodes(cluster: str) -> None:
+    def where(task: int) -> tuple[int, str]:
+        import time
+
+        import ray
+
+        time.sleep(0.05 * (5 - task % 5))
+        return task, ray.get_runtime_context().get_node_id()
+
+    with ray_tasks(cluster) as map:
+        found = list(map(where, range(40)))
+        assert list(map(where, [])) == []
+    assert [task for task, _ in found] == list(range(40))
+    assert len({node for _, node in found}) == 2
+
+
+@needs_ray
+def test_a_dead_worker_loses_nothing(cluster: str, tmp_path: Path) -> None:
+    def dies_once(task: int) -> int:
+        mark = tmp_path / str(task)
+        with mark.open("a") as attempts:
+            attempts.write("x")
+        if task % 4 == 1 and len(mark.read_text()) == 1:
+            os._exit(1)
+        return task * task
+
+    with ray_tasks(cluster) as map:
+        assert list(map(dies_once, range(10))) == [task * task for task in range(10)]
+    attempts = [len((tmp_path / str(task)).read_text()) for task in range(10)]
+    assert all(n >= 1 + (task % 4 == 1) for task, n in enumerate(attempts))
+
+
+@needs_ray
+def test_a_worker_that_always_dies_is_one_sentence(cluster: str) -> None:
+    def dies(task: int) -> None:
+        os._exit(1)
+
+    with ray_tasks(cluster, max_retries=1) as map, pytest.raises(SplitgymError, match="Ray gave up on a run"):
+        list(map(dies, [0]))
+
+
+@needs_ray
+def test_errors_of_a_task_are_those_of_a_local_map(cluster: str) -> None:
+    task = Problem("llama2-70b", SMALL, engine="simpy").task(parse_design("Splitwise-HH"), (1, 1), 2.0)
+    missing = replace(task, workload=parse("poisson:no-such-trace@1", part="all"))
+    with pytest.raises(SplitgymError) as here:
+        failures(missing)
+    with ray_tasks(cluster) as map, pytest.raises(SplitgymError) as there:
+        list(map(failures, [task, missing]))
+    assert type(there.value) is type(here.value) and str(there.value) == str(here.value)
+
+
+@needs_ray
+def test_traces_of_this_machine_go_along(cluster: str) -> None:
+    trace = load("azure-conv-synth")
+    task = Problem("llama2-70b", SMALL, engine="simpy").task(parse_design("Splitwise-HH"), (1, 1), 2.0)
+    elsewhere = replace(task, workload=replace(task.workload, sources=("only-here",)))
+    with ray_tasks(cluster) as map:
+        longer = replace(trace, output_tokens=np.full_like(trace.output_tokens, 9))
+        for sent in (trace, longer):
+            found = list(Runs(map, sources={"only-here": sent}).apply(failures, [elsewhere]))
+            assert found == [failures(elsewhere, {"only-here": sent})]
+
+
+@needs_ray
+def test_another_splitgym_is_refused(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale, "fingerprint", lambda: "another")
+    with ray_tasks(cluster) as map, pytest.raises(ConfigError, match="with another splitgym"):
+        list(map(abs, [1]))
+
+
+@needs_ray
+def test_an_open_connection_is_used_and_left_open(cluster: str) -> None:
+    import ray
+
+    ray.init(cluster, log_to_driver=False)
+    try:
+        with ray_tasks("auto") as map:
+            assert list(map(abs, [-1, -2])) == [1, 2]
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
+
+
+@needs_ray
+def test_addresses_that_cannot_be_used(loopback: None) -> None:
+    with socket.socket() as bound:  # and does not listen
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        with (
+            pytest.raises(ConfigError, match=f"no answer from 127.0.0.1:{port}"),
+            ray_tasks(f"localhost:{port}"),
+        ):
+            pass
+    with pytest.raises(ConfigError, match="expected HOST:PORT"), ray_tasks("somewhere"):
+        pass
+    with pytest.raises(ConfigError, match="has its own number"), workers_for("127.0.0.1:1", 2):
+        pass
+
+
+def test_without_ray_the_command_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scale, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["splitgym", "provision", "--budget", "count=2", "--ray", "local"])
+    monkeypatch.setattr(cli, "add_learning_commands", lambda to: None)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and 'pip install "splitgym[scale]"' in lines[0]
+
+
+def test_local_processes() -> None:
+    for workers in (1, 2):
+        with processes(workers) as map:
+            assert list(map(abs, [-3, 2, -1])) == [3, 2, 1]
