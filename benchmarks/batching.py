@@ -1,6 +1,7 @@
 """TTFT and TBT under the paper's batching and under vLLM's, with and without a split (docs/batching.md).
 
     python benchmarks/batching.py [--json FILE] [--plot docs/images/batching.png] [--windows 3]
+    python benchmarks/batching.py --mixed-factor 1.25       # if mixed batches cost more than we assume
 
 bloom-176b on 8 H100 machines, Poisson arrivals, sizes from the test part of each trace. Without a split
 requests go by JSQ over tokens, with a split by the paper's scheduler at the static split that is best,
@@ -17,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from splitgym import evaluation
+from splitgym import profile as profiles
 from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig, VllmBatchingConfig, parse_machines
 from splitgym.evaluation import Contender, Workload
@@ -147,15 +149,25 @@ def draw(rows: list[Row], path: Path) -> None:
     FigureCanvasAgg(figure).print_png(str(path))
 
 
+def charge(mixed_factor: float) -> None:
+    """Let mixed batches cost so many times the prompt time of their tokens, in this process."""
+    load = profiles.load
+    profiles.load = lambda *names: replace(load(*names), mixed_factor=mixed_factor)
+
+
 def main() -> None:
     """Measure, print the tables, write what is asked for."""
     parser = ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw them as PNG")
     parser.add_argument("--windows", type=int, default=3, help="windows a workload")
+    parser.add_argument("--mixed-factor", type=float, help="replaces the profiles' own (1.1)")
+    parser.add_argument("--traces", nargs="+", default=TRACES)
     given = parser.parse_args()
+    if given.mixed_factor is not None:
+        charge(given.mixed_factor)
     rows = []
-    for trace in TRACES:
+    for trace in given.traces:
         for rate in RATES_PER_S:
             load = Workload("poisson", (trace,), rate)
             rows += measure(load, range(given.windows))
@@ -163,7 +175,7 @@ def main() -> None:
             print("| batching | split | TTFT p50 / p90 / p99 | TBT p50 / p90 / p99 | goodput | preempted |")
             print("|---|---|---|---|---|---|")
             print("\n".join(row.markdown() for row in rows if row.workload == load.name), flush=True)
-    used = evaluation.workloads.stand_ins([Workload("poisson", (trace,), 1.0) for trace in TRACES])
+    used = evaluation.workloads.stand_ins([Workload("poisson", (trace,), 1.0) for trace in given.traces])
     for original, stand_in in used.items():
         print(f"note: {original} is not on this machine, {stand_in} was used", file=sys.stderr)
     if given.json is not None:
