@@ -107,7 +107,11 @@ def ray_tasks(address: str, workers: int | None = None, max_retries: int = MAX_R
 
 
 def _ray_map(max_retries: int) -> Map:
-    """`map` by Ray tasks. As with a pool's, all are submitted at once, and those left over are cancelled."""
+    """`map` by Ray tasks, all submitted at once.
+
+    What is left when the caller stops ends with the connection. Nothing is cancelled one by one: `ray.cancel`
+    of a task that is just finishing aborts the whole process (Ray 2.60, "task that was not pending").
+    """
     import ray
 
     run = ray.remote(num_cpus=1, max_retries=max_retries, retry_exceptions=False)(_run)
@@ -118,13 +122,8 @@ def _ray_map(max_retries: int) -> Map:
 
     def results(waiting: list[Any]) -> Iterator[Any]:
         waiting.reverse()
-        try:
-            while waiting:
-                yield _result(waiting[-1])
-                waiting.pop()  # and with the last reference the cluster's copy
-        finally:
-            for left in waiting:
-                ray.cancel(left, force=False)
+        while waiting:
+            yield _result(waiting.pop())  # with the last reference goes the cluster's copy
 
     return map
 
