@@ -93,7 +93,7 @@ def evaluate(
     seeds: Iterable[int] = (0, 1, 2),
     *,
     sizing: str | SizingScheduler = "static",
-    engine: str = "simpy",
+    engine: str = "auto",
     progress: Callable[[Run], None] | None = None,
 ) -> Results:
     """Run every policy on every workload and seed, and measure each run.
@@ -177,7 +177,7 @@ def choose(
     seeds: Iterable[int] = (0, 1),
     *,
     metric: str = "goodput",
-    engine: str = "simpy",
+    engine: str = "auto",
 ) -> str:
     """The name of the best policy on the train part of a workload's trace; the first of equals.
 
