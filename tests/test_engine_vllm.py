@@ -79,6 +79,18 @@ def test_the_latest_request_is_preempted_and_computed_again():
     assert outcomes.finish_ns[1] > outcomes.finish_ns[0]
 
 
+def test_memory_that_a_second_preemption_frees_is_used_at_once():
+    # At 310 ms the 59 + 41 tokens of the first two are all there are. The first is preempted; the second gets
+    # its seat, the third's cache the memory, so that the second has no block and is preempted too: it starts
+    # to compute its prompt again, in chunks, and does not wait for the third's transfer (until 368 ms).
+    trace = tiny_trace((0.0, 30, 40), (0.0, 40, 20), (0.0, 58, 2))
+    options = {"max_num_batched_tokens": 20, "max_num_seqs": 1}
+    engine = run(trace, (0, 0), (1, 0), (1, 0), profile=tiny_profile(capacity=100), **options)
+    assert iterations_ms(engine)[:31] == [20, *[10] * 29, 20]
+    assert engine.outcomes().transfer_start_ns[2] == 310 * MS
+    assert (engine.outcomes().preemptions[:2] >= 1).all()
+
+
 def test_a_split_ships_the_cache_when_the_whole_prompt_is_computed():
     trace = tiny_trace((0.0, 100, 3))
     engine = run(trace, (0, 1), pools="PT", max_num_batched_tokens=40)

@@ -10,10 +10,8 @@ from tiny import tiny_trace
 from splitgym import schedulers
 from splitgym.sim.compiled_engine import CompiledEngine
 from splitgym.sim.outcomes import Outcomes
-from splitgym.sim.simpy_engine import SimpyEngine
+from splitgym.sim.simpy_engine import simpy_engine
 from splitgym.types import DecisionKind
-
-paper_clusters = clusters().filter(lambda cluster: cluster.config.batching.rule == "splitwise")
 
 
 def snapshot(view):
@@ -43,10 +41,10 @@ def assert_same(spec: Outcomes, fast: Outcomes) -> None:
 
 
 @settings(max_examples=150)
-@given(cluster=paper_clusters, rows=requests, seed=st.integers(0, 2**32 - 1))
+@given(cluster=clusters(), rows=requests, seed=st.integers(0, 2**32 - 1))
 def test_random_decisions(cluster, rows, seed):
     trace = tiny_trace(*rows)
-    spec, fast = SimpyEngine(cluster, record=True), CompiledEngine(cluster, record=True)
+    spec, fast = simpy_engine(cluster, record=True), CompiledEngine(cluster, record=True)
     spec.reset(trace, seed)
     fast.reset(trace, seed)
     for a, b in zip(drive(spec, seed), drive(fast, seed), strict=True):
@@ -57,7 +55,7 @@ def test_random_decisions(cluster, rows, seed):
 
 @settings(max_examples=60)
 @given(
-    cluster=paper_clusters,
+    cluster=clusters(),
     rows=requests,
     routing=st.sampled_from(schedulers.routing_names()),
     sizing=st.sampled_from(schedulers.sizing_names()),
@@ -66,7 +64,7 @@ def test_random_decisions(cluster, rows, seed):
 def test_built_in_schedulers(cluster, rows, routing, sizing, seed):
     trace = tiny_trace(*rows)
     outcomes = []
-    for engine in (SimpyEngine, CompiledEngine):
+    for engine in (simpy_engine, CompiledEngine):
         run = engine(cluster, schedulers.routing(routing), schedulers.sizing(sizing), record=True)
         run.reset(trace, seed)
         assert run.run_until_decision() is None
@@ -90,7 +88,7 @@ def test_a_scheduler_in_plain_python_works_with_both():
 
     trace = tiny_trace(*[(0.05 * i, 30 + i, 5) for i in range(40)])
     outcomes = []
-    for engine in (SimpyEngine, CompiledEngine):
+    for engine in (simpy_engine, CompiledEngine):
         run = engine(tiny_cluster("PM"), Alternate(), Moves())
         run.reset(trace)
         run.run_until_decision()
@@ -104,7 +102,7 @@ def test_arrays_grow(monkeypatch):
     monkeypatch.setattr("splitgym.sim.compiled_engine.FIRST_SLOTS", 2)
     trace = tiny_trace(*[(0.001 * i, 20, 900) for i in range(120)])
     outcomes = []
-    for engine in (SimpyEngine, CompiledEngine):
+    for engine in (simpy_engine, CompiledEngine):
         run = engine(tiny_cluster("PT", control_interval_s=0.05), Fixed((0, 1)), Moves())
         run.reset(trace)
         run.run_until_decision()
@@ -115,15 +113,16 @@ def test_arrays_grow(monkeypatch):
 
 @pytest.mark.parametrize("name", ["splitwise", "index"])
 @pytest.mark.parametrize("machines", ["h100-80gb:5P3T", "h100-80gb:2P+a100-80gb:2T"])
-def test_shipped_profiles(name, machines):
+@pytest.mark.parametrize("rule", ["splitwise", "vllm"])
+def test_shipped_profiles(name, machines, rule):
     from splitgym import trace as traces
     from splitgym.cluster import Cluster
     from splitgym.config import ClusterConfig, parse_machines
 
-    cluster = Cluster.resolve(ClusterConfig(machines=parse_machines(machines)))
+    cluster = Cluster.resolve(ClusterConfig(machines=parse_machines(machines), batching={"rule": rule}))
     workload = traces.poisson(traces.load("azure-code-synth"), 9.0, 40.0, seed=4)
     outcomes = []
-    for engine in (SimpyEngine, CompiledEngine):
+    for engine in (simpy_engine, CompiledEngine):
         run = engine(cluster, schedulers.routing(name), schedulers.sizing("static"), record=True)
         run.reset(workload)
         run.run_until_decision()

@@ -2,12 +2,13 @@
 
 from splitgym.cluster import Cluster
 from splitgym.errors import ConfigError
+from splitgym.profile.tables import TICK_BITS
 from splitgym.schedulers.protocol import RoutingScheduler, SizingScheduler
 from splitgym.sim.engine import Engine
 from splitgym.sim.outcomes import NEVER, TIMELINE_FIELDS, Outcomes
 
 ENGINES = ("auto", "compiled", "simpy")
-"""`simpy` is the specification, `compiled` the same, fast; `auto` is `compiled` where it has the rule."""
+"""`simpy` is the specification, `compiled` the same, fast; `auto` is `compiled` where it can be."""
 
 
 def make_engine(
@@ -19,10 +20,10 @@ def make_engine(
     """An engine by name; see `splitgym.sim.engine.Engine` for what None means.
 
     Raises:
-        ConfigError: no engine of that name, or one without the cluster's batching rule.
+        ConfigError: no engine of that name, or `compiled` for token iterations under a nanosecond.
     """
     if engine == "auto":
-        engine = "compiled" if cluster.config.batching.rule == "splitwise" else "simpy"
+        engine = "compiled" if int(cluster.tables.token_base.min()) >= 1 << TICK_BITS else "simpy"
     if engine == "compiled":
         from splitgym.sim.compiled_engine import CompiledEngine
 

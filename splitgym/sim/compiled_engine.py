@@ -39,10 +39,6 @@ class CompiledEngine:
         sizing: SizingScheduler | None = None,
         record: bool = False,
     ):
-        if cluster.config.batching.rule != "splitwise":
-            raise ConfigError(
-                f"the compiled engine has no rule {cluster.config.batching.rule!r}: use engine auto or simpy"
-            )
         if int(cluster.tables.token_base.min()) < 1 << 16:
             raise ConfigError("the compiled engine needs token iterations of at least 1 ns: use engine simpy")
         self.cluster = cluster
@@ -135,7 +131,7 @@ class CompiledEngine:
                 st.OUTPUTS_TAIL,
             ),
             *(st.CURRENT_HEAD, st.CURRENT_TAIL, st.FRESH_HEAD, st.SENDING_HEAD, st.SENDING_TAIL),
-            *(st.RECEIVING_HEAD, st.RECEIVING_TAIL),
+            *(st.RECEIVING_HEAD, st.RECEIVING_TAIL, st.SEQUENCES_HEAD, st.SEQUENCES_TAIL),
         ):
             machines[field] = st.NONE
         machines[st.IDLE] = 1
@@ -183,14 +179,18 @@ class CompiledEngine:
         config = self.cluster.config
         rules = np.zeros(st.NUM_RULES, np.int64)
         batching = config.batching
-        assert batching.rule == "splitwise"
         rules[st.MAX_PROMPT_TOKENS] = batching.max_prompt_tokens
         rules[st.MAX_TASKS] = batching.max_tasks
-        rules[st.MAX_PASSED_OVER] = batching.max_passed_over
         rules[st.KV_BYTES] = self.cluster.kv_bytes_per_token
         rules[st.OVERLAP_MIN] = self.cluster.view().rules.overlap_min_tokens
         rules[st.SHARED] = config.transfer.shared
         rules[st.RESERVE_ALL] = config.kv_reserve == "at_transfer"
+        if batching.rule == "splitwise":
+            rules[st.MAX_PASSED_OVER] = batching.max_passed_over
+        else:
+            rules[st.RULE], rules[st.BLOCK_SIZE] = st.VLLM, batching.block_size
+            rules[st.OVERLAP_MIN] = np.iinfo(np.int64).max  # caches ship when the whole prompt is computed
+            rules[st.RESERVE_ALL] = True  # no more than what is there: outputs get blocks as they grow
         rules[st.CONFINE] = config.confine
         rules[st.SWITCH_DELAY] = to_ns(config.switch_delay_s)
         rules[st.CONTROL_INTERVAL] = to_ns(config.control_interval_s)
@@ -236,7 +236,7 @@ class CompiledEngine:
 
 def _advance(*arrays: Any) -> int:
     """`loop.advance`; says so where it has to be compiled first, which happens once after an installation."""
-    if loop.advance.signatures:
+    if getattr(loop.advance, "signatures", True):  # none where Numba is switched off
         return int(loop.advance(*arrays))
     notice = threading.Timer(NOTICE_AFTER_S, _LOG.warning, ("compiling the engine: about a minute, once",))
     notice.daemon = True

@@ -129,11 +129,13 @@ class VllmRules(Rules):
             preempted.append(job)
             self._preempt(machine, job)
 
-        iteration = machine.next_sequences(preempt)
-        if preempted:
-            self._grant(machine)
-            iteration = iteration or machine.next_sequences(preempt)
-        return iteration
+        while True:
+            preempted.clear()
+            iteration = machine.next_sequences(preempt)
+            if preempted:  # those who wait get what was taken away, at once
+                self._grant(machine)
+            if iteration is not None or not preempted:
+                return iteration
 
     def _preempt(self, machine: VllmMachine, job: Job) -> None:
         """The cache is dropped; the request waits first in the queue and is computed again, here."""

@@ -1,9 +1,11 @@
 """Machines at work: iterations begin and end, machines fail, and a deadlock over memory is broken."""
 
+from splitgym.sim.compiled.blocks import decoded, hold_blocks, leave_sequences
 from splitgym.sim.compiled.lists import unlink
 from splitgym.sim.compiled.machine import (
     begin_prompts,
     begin_tokens,
+    end_left_out,
     end_tasks,
     first_done,
     log_event,
@@ -37,6 +39,7 @@ from splitgym.sim.compiled.rules import (
     wake,
 )
 from splitgym.sim.compiled.state import *
+from splitgym.sim.compiled.vllm import begin_sequences, drop_chunks, end_chunks
 from splitgym.types import EventKind
 from splitgym.view import SHARE_TIME_CONSTANT_NS
 
@@ -44,7 +47,8 @@ from splitgym.view import SHARE_TIME_CONSTANT_NS
 @compiled
 def work(sim, m):
     """Machine m begins its next iteration, or goes idle."""
-    while not begin(sim, m):
+    vllm = sim.rules[RULE] == VLLM
+    while not (begin_sequences(sim, m) if vllm else begin(sim, m)):
         if not break_deadlock(sim, m):
             sim.machines[IDLE, m] = 1
             return
@@ -94,7 +98,18 @@ def iteration_ends(sim, m):
     if machines[BUSY, m] == 2:
         settle(sim, m, machines[PLANNED, m])
         machines[BUSY, m] = 0
+        if machines[PARTIAL, m]:
+            end_left_out(sim, m, 1)
         complete_tasks(sim, m)
+        if sim.rules[RULE] == VLLM and machines[PLANNED, m] > 1:
+            hold_blocks(sim, m, 0)
+    elif sim.rules[RULE] == VLLM:
+        prompts_ran(sim, m, now)
+        machines[BUSY, m] = 0
+        machines[T_GENERATED, m] += machines[DECODES, m]
+        end_tasks(sim, m)
+        complete_tasks(sim, m)
+        end_chunks(sim, m)
     else:
         prompts_ran(sim, m, now)
         machines[BUSY, m] = 0
@@ -144,7 +159,8 @@ def spend_prompts(sim, m, now):
     machines[WATTS_NS, m] += watts[tokens] * spent
     sim.machines[T_BUSY, m] += spent
     sim.machines[T_PROMPT_BUSY, m] += spent
-    sim.machines[V_PROMPT_TOKENS, m] -= machines[ITERATION_TOKENS, m]
+    if sim.rules[RULE] == PAPER:
+        sim.machines[V_PROMPT_TOKENS, m] -= machines[ITERATION_TOKENS, m]
     sim.machines[V_ITERATION_PROMPTS, m] = 0
 
 
@@ -162,6 +178,8 @@ def complete_tasks(sim, m):
         sim.machines[V_RUNNING_CONTEXT_TOKENS, m] -= held
         sim.machines[V_RUNNING_PROMPT_TOKENS, m] -= prompt
         sim.machines[V_KV_USED_TOKENS, m] -= held
+        if sim.rules[RULE] == VLLM:
+            leave_sequences(sim, m, slot)
         finish(sim, slot)
         slot = first_done(sim, m)
 
@@ -204,6 +222,10 @@ def generated(sim, slot):
     """Output tokens of a request so far."""
     jobs = sim.jobs
     phase = jobs[PHASE, slot]
+    if sim.rules[RULE] == VLLM:
+        if phase == RUNNING:
+            return max(jobs[GENERATED, slot], decoded(sim, jobs[TOKEN_MACHINE, slot], slot))
+        return jobs[GENERATED, slot]
     if phase == RUNNING:
         left = jobs[LAST, slot] - sim.machines[ITERATIONS, jobs[TOKEN_MACHINE, slot]]
         return max(1, jobs[OUTPUT_TOKENS, slot] - left)
@@ -222,10 +244,13 @@ def cancel(sim, slot):
         unlink(machines, PROMPTS_HEAD, PROMPTS_TAIL, source, jobs, QUEUE_NEXT, QUEUE_PREV, slot)
         leave_prompt_queue(sim, source, slot)
         pause(sim, source)  # the next in the queue may start
-        sim.machines[V_PROMPT_TOKENS, source] -= prompt
+        sim.machines[V_PROMPT_TOKENS, source] -= jobs[TARGET, slot]
         if jobs[WAITING, slot]:
             stop_waiting(sim, source, slot)
         machines[RESERVED, source] -= jobs[HELD_PROMPT, slot]
+        expect(sim, target, slot, -1)
+    elif phase == PROMPT and sim.rules[RULE] == VLLM:
+        drop_chunks(sim, source, slot)
         expect(sim, target, slot, -1)
     elif phase in (PROMPT, SHIPPING):
         abort_transfer(sim, slot)
@@ -237,6 +262,8 @@ def cancel(sim, slot):
     else:
         if phase == RUNNING:
             remove_task(sim, target, slot)
+            if sim.rules[RULE] == VLLM:
+                leave_sequences(sim, target, slot)
             machines[BATCH_CONTEXT, target] -= prompt + tokens
         else:
             unlink(machines, OUTPUTS_HEAD, OUTPUTS_TAIL, target, jobs, OUTPUT_NEXT, OUTPUT_PREV, slot)
@@ -314,6 +341,9 @@ def blocked(sim, m):
     machines = sim.machines
     if machines[BUSY, m] or machines[BATCH, m] or machines[SHIPMENTS, m]:
         return False
+    if sim.rules[RULE] == VLLM:
+        waiting = machines[PROMPTS_HEAD, m] != NONE or machines[MEMORY_HEAD, m] != NONE
+        return waiting and machines[SEATS, m] == 0
     if machines[OUTPUTS_HEAD, m] == NONE and machines[MEMORY_HEAD, m] == NONE:
         return False
     head = machines[PROMPTS_HEAD, m]

@@ -142,6 +142,19 @@ def append(owner, head, tail, at, jobs, nxt, prv, slot):
 
 
 @compiled
+def prepend(owner, head, tail, at, jobs, nxt, prv, slot):
+    """Put a slot first in such a list."""
+    first = owner[head, at]
+    jobs[nxt, slot] = first
+    jobs[prv, slot] = NONE
+    if first == NONE:
+        owner[tail, at] = slot
+    else:
+        jobs[prv, first] = slot
+    owner[head, at] = slot
+
+
+@compiled
 def unlink(owner, head, tail, at, jobs, nxt, prv, slot):
     """Take a slot out of such a list."""
     before, after = jobs[prv, slot], jobs[nxt, slot]

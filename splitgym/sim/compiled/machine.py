@@ -210,7 +210,7 @@ def choose_tasks(sim, m, room):
 @compiled
 def end_tasks(sim, m):
     """The token tasks of an iteration with prompts have one more token each."""
-    machines, jobs = sim.machines, sim.jobs
+    machines = sim.machines
     decodes = machines[DECODES, m]
     if decodes:
         machines[ITERATIONS, m] += 1
@@ -218,15 +218,22 @@ def end_tasks(sim, m):
         sim.machines[V_RUNNING_CONTEXT_TOKENS, m] += decodes
         sim.machines[V_KV_USED_TOKENS, m] += decodes
     if machines[PARTIAL, m]:
-        machines[PARTIAL, m] = 0
-        batch = sim.batches[m]
-        for i in range(machines[BATCH, m]):
-            slot = batch[i]
-            if jobs[LEFT_OUT, slot]:
-                jobs[LEFT_OUT, slot] = 0
-                if decodes:  # the machine's count went on without it
-                    jobs[LAST, slot] += 1
-        heapify(jobs, batch, machines[BATCH, m])
+        end_left_out(sim, m, decodes)
+
+
+@compiled
+def end_left_out(sim, m, decodes):
+    """The machine's count of token iterations went on without the tasks left out, if there were `decodes`."""
+    machines, jobs = sim.machines, sim.jobs
+    machines[PARTIAL, m] = 0
+    batch = sim.batches[m]
+    for i in range(machines[BATCH, m]):
+        slot = batch[i]
+        if jobs[LEFT_OUT, slot]:
+            jobs[LEFT_OUT, slot] = 0
+            if decodes:
+                jobs[LAST, slot] += 1
+    heapify(jobs, batch, machines[BATCH, m])
 
 
 @compiled

@@ -1,6 +1,13 @@
 """The rules of the cluster, as in `splitgym.sim.rules`, over the compiled engine's state."""
 
 from splitgym.profile.tables import prompt_time_ns
+from splitgym.sim.compiled.blocks import (
+    join_batch,
+    join_sequences,
+    settle_blocks,
+    take_slack,
+    whole_blocks,
+)
 from splitgym.sim.compiled.lists import KIND_SHIFT, append, push_event, push_task, push_wake, unlink
 from splitgym.sim.compiled.machine import ended as iterations_ended
 from splitgym.sim.compiled.machine import log_event, pause, run_end_ns, settle
@@ -43,6 +50,7 @@ def new_job(sim, slot, request, attempt):
     jobs[REQUEST, slot] = request
     jobs[PROMPT_TOKENS, slot] = sim.requests[R_PROMPT, request]
     jobs[OUTPUT_TOKENS, slot] = sim.requests[R_OUTPUT, request]
+    jobs[TARGET, slot] = jobs[PROMPT_TOKENS, slot]
     jobs[PHASE, slot] = ELSEWHERE
     jobs[ATTEMPT, slot] = attempt
 
@@ -137,6 +145,8 @@ def prompt_need(sim, slot):
 @compiled
 def transfer_need(sim, slot):
     """KV tokens that the token machine reserves when the transfer starts."""
+    if sim.rules[RULE] == VLLM:
+        return whole_blocks(sim, sim.jobs[PROMPT_TOKENS, slot] + 1)
     return sim.jobs[PROMPT_TOKENS, slot] + (sim.jobs[OUTPUT_TOKENS, slot] if sim.rules[RESERVE_ALL] else 1)
 
 
@@ -209,6 +219,10 @@ def admit(sim, m, slot):
     machines, jobs = sim.machines, sim.jobs
     pause(sim, m)
     unlink(machines, OUTPUTS_HEAD, OUTPUTS_TAIL, m, jobs, OUTPUT_NEXT, OUTPUT_PREV, slot)
+    if sim.rules[RULE] == VLLM:
+        join_sequences(sim, m, slot)
+        join_batch(sim, m, slot)
+        return
     need = output_need(sim, slot)
     machines[RESERVED, m] += need
     jobs[HELD_TOKEN, slot] += need
@@ -228,14 +242,19 @@ def admit(sim, m, slot):
 
 
 @compiled
+def has_seat(sim, m):
+    """One more request may be in progress."""
+    return sim.machines[SEATS if sim.rules[RULE] == VLLM else BATCH, m] < sim.rules[MAX_TASKS]
+
+
+@compiled
 def grant(sim, m):
     """Give memory to those who wait: outputs of caches already here first, then FCFS."""
     machines, jobs = sim.machines, sim.jobs
-    while (
-        machines[OUTPUTS_HEAD, m] != NONE
-        and machines[BATCH, m] < sim.rules[MAX_TASKS]
-        and not starved(sim, m)
-    ):
+    vllm = sim.rules[RULE] == VLLM
+    if vllm and machines[MEMORY_HEAD, m] != NONE:
+        settle_blocks(sim, m)
+    while machines[OUTPUTS_HEAD, m] != NONE and has_seat(sim, m) and not starved(sim, m):
         admit(sim, m, machines[OUTPUTS_HEAD, m])
         wake(sim, m)
     while machines[MEMORY_HEAD, m] != NONE and not starved(sim, m):
@@ -243,7 +262,7 @@ def grant(sim, m):
         starts_here = jobs[PHASE, slot] == QUEUED
         need = prompt_need(sim, slot) if starts_here else transfer_need(sim, slot)
         if not fits(sim, m, need):
-            return
+            break
         stop_waiting(sim, m, slot)
         if starts_here:
             machines[RESERVED, m] += need
@@ -253,6 +272,9 @@ def grant(sim, m):
             wake(sim, m)
         else:
             start_transfer(sim, slot)
+    if vllm and machines[PROMPTS_HEAD, m] != NONE:
+        pause(sim, m)
+        wake(sim, m)
 
 
 # ---- KV transfer ------------------------------------------------------------------------------------------
@@ -270,6 +292,8 @@ def overlaps(sim, slot):
 @compiled
 def ask_transfer(sim, slot):
     target = sim.jobs[TOKEN_MACHINE, slot]
+    if sim.rules[RULE] == VLLM:
+        settle_blocks(sim, target)
     if has_room(sim, target, transfer_need(sim, slot)):
         start_transfer(sim, slot)
     else:
@@ -283,6 +307,8 @@ def start_transfer(sim, slot):
     source, target = jobs[PROMPT_MACHINE, slot], jobs[TOKEN_MACHINE, slot]
     need = transfer_need(sim, slot)
     machines[RESERVED, target] += need
+    if sim.rules[RULE] == VLLM:
+        take_slack(sim, target, need)
     jobs[HELD_TOKEN, slot] = need
     sim.machines[V_KV_USED_TOKENS, target] += jobs[PROMPT_TOKENS, slot] + 1
     sim.requests[O_TRANSFER_START, jobs[REQUEST, slot]] = sim.scalars[NOW]
@@ -369,9 +395,7 @@ def abort_transfer(sim, slot):
 @compiled
 def drained(sim, m):
     """No work of either phase, no cache on its way out."""
-    if sim.machines[V_PROMPT_REQUESTS, m] or sim.machines[V_RUNNING, m] or sim.machines[V_INBOUND, m]:
-        return False
-    if sim.machines[BUSY, m] == 1:
+    if sim.machines[V_PROMPT_TOKENS, m] or sim.machines[V_RUNNING, m] or sim.machines[V_INBOUND, m]:
         return False
     for slot in range(sim.jobs.shape[1]):
         if (
@@ -458,7 +482,7 @@ def refresh(sim):
         home = sim.machines[V_HOME_POOL, m]
         pool = home
         tokens = sim.machines[V_RUNNING, m] + sim.machines[V_INBOUND, m] > 0
-        prompts = sim.machines[V_PROMPT_REQUESTS, m] > 0 or busy == 1
+        prompts = sim.machines[V_PROMPT_TOKENS, m] > 0
         if (home == TO_PROMPT and tokens) or (home == TO_TOKEN and prompts):
             pool = TO_MIXED
         sim.machines[V_POOL, m] = pool

@@ -64,6 +64,10 @@ QUEUED, PROMPT, SHIPPING, READY, RUNNING, ELSEWHERE = range(6)
     MEMORY_TAIL,
     OUTPUTS_HEAD,  # caches here without memory for their output
     OUTPUTS_TAIL,
+    SEQUENCES_HEAD,  # vLLM: prompts in progress and token tasks, by when they started
+    SEQUENCES_TAIL,
+    SEATS,  # vLLM: their number
+    SLACK,  # vLLM: KV tokens that the contiguous iterations planned do not need
     CURRENT_HEAD,  # prompts of the iteration in progress
     CURRENT_TAIL,
     FRESH_HEAD,  # tasks that have not decoded yet
@@ -105,8 +109,8 @@ QUEUED, PROMPT, SHIPPING, READY, RUNNING, ELSEWHERE = range(6)
     V_TRANSFERS,
     V_KV_USED_TOKENS,
     V_ORACLE_PROMISED_TOKENS,
-) = range(72)
-MACHINE_FIELDS = 72
+) = range(76)
+MACHINE_FIELDS = 76
 VIEW_ROWS = {
     "machine_row": V_MACHINE_ROW,
     "kv_capacity_tokens": V_KV_CAPACITY_TOKENS,
@@ -168,8 +172,14 @@ VIEW_ROWS = {
     RERATED,  # its rate has changed and no event is planned for it yet
     RERATED_NEXT,
     IN_USE,
-) = range(36)
-JOB_FIELDS = 36
+    TARGET,  # tokens to compute before the next one can be generated
+    COMPUTED,  # vLLM: of these, done
+    CHUNK,  # vLLM: of these, in the iteration in progress
+    GENERATED,  # vLLM: output tokens when it last joined the batch or left it
+    SEQUENCE_NEXT,
+    SEQUENCE_PREV,
+) = range(42)
+JOB_FIELDS = 42
 
 # ---- places in `scalars` ----------------------------------------------------------------------------------
 (
@@ -218,8 +228,11 @@ DECIDE, DONE, GROW_JOBS, GROW_HEAP, GROW_TIMELINE, GROW_LOG = range(6)
     LOGGING,
     ROUTING,  # built-in routing scheduler, or -1 to ask
     SIZING,  # built-in sizing scheduler, or -1 to ask
-) = range(15)
-NUM_RULES = 15
+    RULE,  # of batching: PAPER or VLLM
+    BLOCK_SIZE,  # vLLM: KV tokens that are given out at once
+) = range(17)
+NUM_RULES = 17
+PAPER, VLLM = range(2)
 
 # ---- rows of `requests` (outcomes by request) -------------------------------------------------------------
 OUTCOME_FIELDS = (
