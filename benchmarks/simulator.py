@@ -6,6 +6,8 @@
 the paper's design); 8 machines serve a fifth of that.
 """
 
+from itertools import product
+
 from harness import Report, arguments, seconds
 
 from splitgym import schedulers, trace
@@ -26,15 +28,15 @@ def main() -> None:
     for machines, (spec, rate) in SIZES.items():
         cluster = Cluster.resolve(ClusterConfig(machines=parse_machines(spec)))
         workload = trace.poisson(sizes, rate, options.seconds, seed=0)
-        for name in ("splitwise", "index"):
-            engine = make_engine(cluster, schedulers.routing(name), schedulers.sizing("static"), "simpy")
+        for kind, name in product(("simpy", "compiled"), ("splitwise", "index")):
+            engine = make_engine(cluster, schedulers.routing(name), schedulers.sizing("static"), kind)
 
             def run(engine=engine, workload=workload) -> None:
                 engine.reset(workload)
                 engine.run_until_decision()
 
             rates = [len(workload) / s for s in seconds(run, options.repeats)]
-            report.add(f"simulator.simpy.{name}.m{machines}.requests_per_s", rates, "requests/s")
+            report.add(f"simulator.{kind}.{name}.m{machines}.requests_per_s", rates, "requests/s")
     report.finish(options.json)
 
 

@@ -238,7 +238,7 @@ def _advance(*arrays: Any) -> int:
     """`loop.advance`; says so where it has to be compiled first, which happens once after an installation."""
     if getattr(loop.advance, "signatures", True):  # none where Numba is switched off
         return int(loop.advance(*arrays))
-    notice = threading.Timer(NOTICE_AFTER_S, _LOG.warning, ("compiling the engine: about a minute, once",))
+    notice = threading.Timer(NOTICE_AFTER_S, _LOG.warning, ("compiling the engine: a minute or two, once",))
     notice.daemon = True
     notice.start()
     try:
