@@ -233,9 +233,9 @@ def to_mapping(config: Any) -> dict[str, Any]:
 def _sentence(error: ValidationError) -> str:
     parts = []
     for item in error.errors():
-        field = ".".join(str(x) for x in item["loc"]) or "the configuration"
+        field = ".".join(str(x) for x in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "unexpected_keyword_argument":
             message = "is no known key"
-        parts.append(f"{field}: {message}")
+        parts.append(f"{field}: {message}" if field else message)
     return "; ".join(parts)
