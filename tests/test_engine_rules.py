@@ -125,6 +125,23 @@ def test_a_mixed_iteration_costs_the_prompt_time_of_all_tokens_times_the_factor(
     assert times_ms(engine, "first_token_ns")[1] == 20 + 110  # 1.1 x (99 + 1) ms
 
 
+def test_a_mixed_iteration_takes_no_less_than_its_decodes_alone():
+    # 1.1 x (1 + 1) ms would be less than the decode's 10 ms and 1 ms for each of its context tokens.
+    trace = tiny_trace((0.0, 10, 100), (0.03, 1, 1))
+    engine = run(tiny_cluster("MM", tiny_profile(context_us=1000)), trace, (0, 0))
+    assert times_ms(engine, "prompt_start_ns")[1] == 10 + 21
+    assert times_ms(engine, "first_token_ns")[1] == 10 + 21 + 22
+
+
+def test_the_floor_of_a_mixed_iteration_counts_the_decodes_in_it_alone():
+    # Room for one decode, of 13 context tokens, beside the prompt of 4; the other has 23.
+    trace = tiny_trace((0.0, 10, 100), (0.0, 20, 100), (0.08, 4, 1))
+    cluster = tiny_cluster("MM", tiny_profile(context_us=1000), max_prompt_tokens=5)
+    engine = run(cluster, trace, (0, 0))
+    assert times_ms(engine, "prompt_start_ns") == [0, 10, 30 + (10 + 32) + (10 + 34)]
+    assert times_ms(engine, "first_token_ns")[2] == 116 + 10 + 13
+
+
 def test_a_token_task_passed_over_four_times_goes_first():
     # Long prompts keep coming; the decode is left out of four iterations, then runs although prompts wait.
     rows = [(0.0, 10, 3)] + [(0.011 + 0.001 * i, 2500, 1) for i in range(8)]

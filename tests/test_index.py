@@ -90,7 +90,10 @@ def written_out(view, request, w):
         return prompt_time_ns(tables, view.machine_row[m], request.prompt_tokens)
 
     def ttft(p):
-        return (1.1 if view.running[p] else 1.0) * (wait(p) + own(p))
+        if not view.running[p]:
+            return wait(p) + own(p)
+        decodes = view.running[p], view.running_context_tokens[p]
+        return 1.1 * wait(p) + max(1.1 * own(p), token_time_ns(tables, view.machine_row[p], *decodes))
 
     def token_time(t, extra):
         n = view.running[t] + view.inbound[t]

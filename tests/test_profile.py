@@ -39,7 +39,18 @@ def test_seconds_are_the_engines_nanoseconds(p: Profile, tokens: int, batch: int
     tables = stack_tables([PROFILES[9], p]) if p.model == PROFILES[9].model else stack_tables([BLOOM[0], p])
     assert round(p.prompt_time(tokens) * 1e9) == prompt_time_ns(tables, 1, tokens)
     assert round(p.token_time(batch, context) * 1e9) == token_time_ns(tables, 1, batch, context)
-    assert round(p.mixed_time(tokens) * 1e9) == mixed_time_ns(tables, 1, tokens)
+    assert round(p.mixed_time(tokens, batch, context) * 1e9) == mixed_time_ns(
+        tables, 1, tokens, batch, context
+    )
+
+
+@given(ANY, st.integers(1, 100_000), st.integers(1, 600), st.integers(0, 2_000_000))
+def test_a_mixed_iteration_takes_no_less_than_its_decodes_alone(
+    p: Profile, tokens: int, batch: int, context: int
+) -> None:
+    alone = p.token_time(batch, context)
+    together = p.mixed_factor * p.prompt_time(tokens + batch)
+    assert p.mixed_time(tokens + batch, batch, context) == pytest.approx(max(alone, together), abs=1e-9)
 
 
 @given(ANY, st.integers(1, 100_000), st.integers(1, 600), st.integers(0, 2_000_000))

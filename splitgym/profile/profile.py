@@ -56,7 +56,8 @@ class Profile:
     """Machine power [W] in a token iteration, by batch size."""
     idle_power_w: float
     mixed_factor: float = 1.1
-    """A batch of prompts and token tasks costs the prompt time of all its tokens times this."""
+    """A batch of prompts and token tasks costs the prompt time of all its tokens times this, or what its
+    token tasks alone cost where that is more."""
     name: str = field(default="", compare=False)
     provenance: Mapping[str, str] = field(default_factory=dict, compare=False)
     """Where the numbers come from, and how far they can be trusted."""
@@ -97,9 +98,18 @@ class Profile:
         ns = token_time_ns(self.tables, 0, _positive(batch_size, "batch_size"), int(context_tokens))
         return int(ns) / NS_PER_S
 
-    def mixed_time(self, batch_tokens: int) -> float:
-        """Time of an iteration with prompts and token tasks [s]; a token task counts one token."""
-        return int(mixed_time_ns(self.tables, 0, _positive(batch_tokens, "batch_tokens"))) / NS_PER_S
+    def mixed_time(self, batch_tokens: int, batch_size: int = 1, context_tokens: int = 0) -> float:
+        """Time of an iteration with prompts and token tasks [s].
+
+        Args:
+            batch_tokens: prompt tokens and one token a token task, at least 1.
+            batch_size: token tasks, at least 1.
+            context_tokens: prompt and generated tokens of the token tasks.
+        """
+        tokens, tasks = _positive(batch_tokens, "batch_tokens"), _positive(batch_size, "batch_size")
+        if context_tokens < 0:
+            raise ProfileError(f"context_tokens is {context_tokens}: it must be at least 0")
+        return int(mixed_time_ns(self.tables, 0, tokens, tasks, int(context_tokens))) / NS_PER_S
 
     def prompt_power_w(self, batch_tokens: int) -> float:
         """Machine power in a prompt iteration [W]."""

@@ -26,7 +26,7 @@ class ProfileTables(NamedTuple):
     prompt_knots: NDArray[np.int64]  # (K,) knots in use, at least 2
     token_base: NDArray[np.int64]  # (K, B + 1) ticks of a token iteration by batch size, at context 0
     token_slope: NDArray[np.int64]  # (K, B + 1) ticks per context token of the whole batch
-    mixed_factor: NDArray[np.float64]  # (K,) a batch of both kinds costs this times its prompt time
+    mixed_factor: NDArray[np.float64]  # (K,) a batch of both kinds: times its prompt time
 
 
 @numba.njit(cache=True)
@@ -78,6 +78,18 @@ def token_time_ns(tables, row, batch_size, context_tokens):
 
 
 @numba.njit(cache=True)
-def mixed_time_ns(tables, row, tokens):
-    """Time of an iteration with prompts and token tasks [ns]; `tokens` counts one for each token task."""
-    return np.int64(prompt_time_ns(tables, row, tokens) * tables.mixed_factor[row] + 0.5)
+def mixed_time_ns(tables, row, tokens, batch_size, context_tokens):
+    """Time of an iteration with prompts and token tasks [ns].
+
+    The prompt time of all its tokens times the mixed factor, but never less than its token tasks alone take:
+    the prompt time knows nothing of their context.
+
+    Args:
+        tables: `ProfileTables`.
+        row: machine type.
+        tokens: prompt tokens of the batch and one for each token task.
+        batch_size: token tasks in the batch, at least 1.
+        context_tokens: context of these tasks (prompt and generated tokens).
+    """
+    together = np.int64(prompt_time_ns(tables, row, tokens) * tables.mixed_factor[row] + 0.5)
+    return max(together, token_time_ns(tables, row, batch_size, context_tokens))

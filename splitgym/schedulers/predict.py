@@ -188,8 +188,12 @@ def predict(view, request, interference, out):
         split = same + transfer_ns(view, request, m)
         if view.prompt_tokens[m] > 0:
             split += wait
-        factor = tables.mixed_factor[row] if running > 0 else 1.0
-        out[m, TTFT] = factor * (wait + own_ns[row]) / ttft_limit
+        ttft = wait + own_ns[row]
+        if running > 0:  # its iteration takes no less than the decodes beside it
+            decodes_ns = np.float64(token_time_ns(tables, row, running, view.running_context_tokens[m]))
+            factor = tables.mixed_factor[row]
+            ttft = factor * wait + max(factor * own_ns[row], decodes_ns)
+        out[m, TTFT] = ttft / ttft_limit
         out[m, TBT_SPLIT] = split / gaps / tbt_limit
         out[m, TBT_SAME] = same / gaps / tbt_limit
         out[m, WAIT_S] = wait * 1e-9

@@ -61,16 +61,17 @@ class Visibility:
         """Length of an iteration [ns]; carries the fraction of a nanosecond of token iterations."""
         row = self._rows[machine.index]
         decodes = iteration.decodes
+        if len(decodes) == len(machine.batch):
+            context = machine.batch_context
+        else:
+            context = sum(job.prompt_tokens + job.generated for job in decodes)
         if not iteration.prompts:
-            if len(decodes) == len(machine.batch):
-                context = machine.batch_context
-            else:
-                context = sum(job.prompt_tokens + job.generated for job in decodes)
             ticks = int(token_time_ticks(self.view.tables, row, len(decodes), context)) + machine.ticks_carry
             machine.ticks_carry = ticks & _TICK_MASK
             return max(1, ticks >> TICK_BITS)
         if decodes:
-            time_ns = int(mixed_time_ns(self.view.tables, row, iteration.prompt_tokens + len(decodes)))
+            tokens = iteration.prompt_tokens + len(decodes)
+            time_ns = int(mixed_time_ns(self.view.tables, row, tokens, len(decodes), context))
         else:
             time_ns = self.prompt_alone_ns(machine, iteration.prompt_tokens)
         for job, chunk in zip(iteration.prompts, iteration.chunks, strict=False):

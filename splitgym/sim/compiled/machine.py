@@ -170,7 +170,7 @@ def pause(sim, m):
 def choose_tasks(sim, m, room):
     """Token tasks beside prompts: the aged ones, then those that came first, `room` of them.
 
-    Returns how many. Those left out have been passed over once more, and are marked.
+    Returns how many, and their context. Those left out have been passed over once more, and are marked.
     """
     machines, jobs = sim.machines, sim.jobs
     size = machines[BATCH, m]
@@ -183,7 +183,7 @@ def choose_tasks(sim, m, room):
             order[place] = order[place - 1]
             place -= 1
         order[place] = slot
-    taken = 0
+    taken = context = 0
     machines[AGED, m] = 0
     machines[PARTIAL, m] = 1
     machines[FRESH_HEAD, m] = NONE
@@ -203,8 +203,10 @@ def choose_tasks(sim, m, room):
                 machines[FRESH_HEAD, m] = slot
             continue
         taken += 1
+        left = jobs[LAST, slot] - machines[ITERATIONS, m]
+        context += jobs[PROMPT_TOKENS, slot] + jobs[OUTPUT_TOKENS, slot] - left
         started(sim, slot)
-    return taken
+    return taken, context
 
 
 @compiled
@@ -244,16 +246,15 @@ def begin_prompts(sim, m, prompts, prompt_tokens, aged):
     room = max(
         0, min(sim.rules[MAX_TASKS] - aged - prompts, sim.rules[MAX_PROMPT_TOKENS] - aged - prompt_tokens)
     )
-    if size == 0:
-        decodes = 0
-    elif aged == 0 and room >= size:
-        decodes = size
-        first_decodes(sim, m)
-    else:
-        decodes = choose_tasks(sim, m, room)
+    decodes, context = size, machines[BATCH_CONTEXT, m]
+    if size:
+        if aged == 0 and room >= size:
+            first_decodes(sim, m)
+        else:
+            decodes, context = choose_tasks(sim, m, room)
     row = sim.machines[V_MACHINE_ROW, m]
     if decodes:
-        length = mixed_time_ns(sim.tables, row, prompt_tokens + decodes)
+        length = mixed_time_ns(sim.tables, row, prompt_tokens + decodes, decodes, context)
     else:
         length = prompt_time_ns(sim.tables, row, prompt_tokens)
     now = sim.scalars[NOW]

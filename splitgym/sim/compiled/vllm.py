@@ -198,7 +198,7 @@ def begin_chunks(sim, m):
     row, now = machines[V_MACHINE_ROW, m], sim.scalars[NOW]
     tokens, decodes = machines[ITERATION_TOKENS, m], machines[DECODES, m]
     if decodes:
-        length = mixed_time_ns(tables, row, tokens + decodes)
+        length = mixed_time_ns(tables, row, tokens + decodes, decodes, machines[RUN_CONTEXT, m])
     else:
         length = prompt_time_ns(tables, row, tokens)
     slot = machines[CURRENT_HEAD, m]
