@@ -60,6 +60,18 @@ class Cluster:
         return stack_tables(self.rows)
 
     @cached_property
+    def power_watts(self) -> NDArray[np.int64]:
+        """(2 rows, columns) whole watts: first by prompt tokens, then by batch size, one row a profile.
+
+        Rounded as `splitgym.sim.accounts` does. It takes longer than a short run, so it is kept.
+        """
+        longest = max(profile.prompt_power.x[-1] for profile in self.rows)
+        columns = range(max(longest, self.config.batching.max_tasks) + 1)
+        prompt = [[round(profile.prompt_power_w(n)) for n in columns] for profile in self.rows]
+        token = [[round(profile.token_power_w(n)) for n in columns] for profile in self.rows]
+        return np.array(prompt + token, np.int64)
+
+    @cached_property
     def home_pools(self) -> NDArray[np.int64]:
         """(M,) `Pool` at the start."""
         return np.array([_POOL[g.pool] for g in self.config.machines for _ in range(g.count)], np.int64)

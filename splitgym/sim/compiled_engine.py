@@ -49,7 +49,7 @@ class CompiledEngine:
         self._sizing_kind = _place(sizing, loop.SIZING_KINDS)
         self._routing_arrays = _arrays(routing, self._routing_kind, np.int64, STATE_SIZE)
         self._sizing_arrays = _arrays(sizing, self._sizing_kind, np.float64, SIZING_STATE_SIZE)
-        self._watts = st.power_table(cluster)
+        self._watts = cluster.power_watts
         self._idle_watts = np.array(
             [round(cluster.profile_of(m).idle_power_w) for m in range(cluster.num_machines)], np.int64
         )

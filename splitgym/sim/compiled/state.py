@@ -10,7 +10,6 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from splitgym.cluster import Cluster
 from splitgym.profile import ProfileTables
 from splitgym.sim.outcomes import Outcomes
 from splitgym.view import NUM_COUNTERS, ClusterView
@@ -306,15 +305,6 @@ def view_of(sim: Sim, fresh: ClusterView) -> ClusterView:
     for name, array in arrays.items():
         array[:] = getattr(fresh, name)
     return fresh._replace(**arrays)
-
-
-def power_table(cluster: Cluster) -> Ints:
-    """Whole watts by prompt tokens, then by batch size, as `splitgym.sim.accounts` rounds them."""
-    longest = max(profile.prompt_power.x[-1] for profile in cluster.rows)
-    columns = range(max(longest, cluster.config.batching.max_tasks) + 1)
-    prompt = [[round(profile.prompt_power_w(n)) for n in columns] for profile in cluster.rows]
-    token = [[round(profile.token_power_w(n)) for n in columns] for profile in cluster.rows]
-    return np.array(prompt + token, np.int64)
 
 
 def as_outcomes(sim: Sim, outcomes: Outcomes, idle_watts: Ints) -> None:
