@@ -5,6 +5,8 @@ the view alone, as in training. A run is loaded without unpickling: the model is
 configuration, and only tensors are read from its zip.
 """
 
+import hashlib
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,14 @@ class Agent:
         self._observer = Observer(max_machines)
         self._random = th.Generator()
         self._decision_id = 0
+
+    @cached_property
+    def identity(self) -> str:
+        """Tells this policy from every other: a digest of its parameters and of how it draws decisions."""
+        digest = hashlib.sha256(repr((type(self.codec).__name__, self.temperature)).encode())
+        for name, tensor in self.model.policy.state_dict().items():
+            digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def reset(self, view: ClusterView, seed: int) -> None:
         """Forget the last run. Of a joint agent, the engine calls this once for each role."""

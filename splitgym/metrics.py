@@ -3,7 +3,7 @@
 Nothing here knows the simulator: a table of arrays goes in, so the live router's log can be measured too.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -187,6 +187,17 @@ class Metrics:
             else:
                 flat[name] = value
         return flat
+
+
+def metric_names() -> list[str]:
+    """Names of the numbers in `Metrics.as_dict()`."""
+    found: list[str] = []
+    for field in fields(Metrics):
+        if field.type == tuple[float, float, float]:
+            found += [f"{field.name}_p{p}" for p in PERCENTILES]
+        elif field.type in (int, float):
+            found.append(field.name)
+    return found
 
 
 def summarise(

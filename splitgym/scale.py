@@ -32,18 +32,22 @@ MAX_RETRIES = 5
 ANSWERS_WITHIN_S = 10.0
 
 
-def workers_for(ray: str | None, workers: int | None) -> AbstractContextManager[Map]:
+def workers_for(
+    ray: str | None, workers: int | None, tasks: int | None = None
+) -> AbstractContextManager[Map]:
     """The `map` for the options `--ray` and `--workers`.
 
     Args:
         ray: address of a cluster, see `ray_tasks`; None for processes of this machine.
         workers: how many, None as many as there are cores. A running cluster has its own number.
+        tasks: how many there will be, if known: no more processes of this machine than that.
 
     Raises:
         ConfigError: both are given, and the cluster is not `local`.
     """
     if ray is None:
-        return processes(workers)
+        number = workers or os.cpu_count() or 1
+        return processes(number if tasks is None else max(1, min(number, tasks)))
     return ray_tasks(ray, workers)
 
 

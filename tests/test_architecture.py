@@ -31,7 +31,7 @@ ROOMS = (
 
 LEVEL = {name: depth for depth, room in enumerate(ROOMS) for name in room}
 LEARNING = {"torch", "stable_baselines3", "sb3_contrib", "agents"}
-HOOK = ("cli.py", "agents.cli")
+HOOK = ("cli/learning.py", "agents.cli")
 """The one late import: the command line adds the learning commands when it runs from a checkout."""
 
 BY_NUMBA = ("njit", "overload", "compiled", "with_schedulers")

@@ -12,6 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from splitgym import cli, evaluation
+from splitgym.cli import learning
 from splitgym.config import ClusterConfig
 from splitgym.errors import SplitgymError
 from splitgym.evaluation import Contender
@@ -83,8 +84,8 @@ def test_agents_come_from_the_checkout(
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "splitgym" / "cli.py"))
-    monkeypatch.setattr(cli.importlib, "import_module", lambda name: {"agents.cli": Module(name)}[name])
+    monkeypatch.setattr(learning, "__file__", str(tmp_path / "splitgym" / "cli" / "learning.py"))
+    monkeypatch.setattr(learning.importlib, "import_module", lambda name: {"agents.cli": Module(name)}[name])
     words = ["--workload", "poisson:azure-code-synth@3", "--seeds", "1", *SMALL]
     words += ["--policies", "mine,runs/other,index", "--baseline", "runs/other"]
     assert run(monkeypatch, "evaluate", *words) == 0
@@ -153,10 +154,10 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 
 def test_learning_commands_come_from_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = tmp_path / "splitgym" / "cli.py"
-    monkeypatch.setattr(cli, "__file__", str(fake))
+    fake = tmp_path / "splitgym" / "cli" / "learning.py"
+    monkeypatch.setattr(learning, "__file__", str(fake))
     without = typer.Typer()
-    cli.add_learning_commands(without)
+    learning.add_learning_commands(without)
     result = CliRunner().invoke(without, ["train"])
     assert isinstance(result.exception, SplitgymError) and "checkout" in str(result.exception)
 
@@ -173,18 +174,18 @@ def test_learning_commands_come_from_the_checkout(tmp_path: Path, monkeypatch: p
             @to.command()
             def other() -> None: ...
 
-    monkeypatch.setattr(cli.importlib, "import_module", lambda name: {"agents.cli": Module(name)}[name])
+    monkeypatch.setattr(learning.importlib, "import_module", lambda name: {"agents.cli": Module(name)}[name])
     monkeypatch.setattr(sys, "path", [*sys.path])
     app = typer.Typer()
-    cli.add_learning_commands(app)
+    learning.add_learning_commands(app)
     assert "learning" in CliRunner().invoke(app, ["train"]).output
 
     def no_torch(name: str) -> None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr(cli.importlib, "import_module", no_torch)
+    monkeypatch.setattr(learning.importlib, "import_module", no_torch)
     bare = typer.Typer()
-    cli.add_learning_commands(bare)
+    learning.add_learning_commands(bare)
     result = CliRunner().invoke(bare, ["train"])
     assert "needs torch" in str(result.exception)
 

@@ -14,7 +14,7 @@ import pytest
 
 from splitgym import cli, scale
 from splitgym.errors import ConfigError, SplitgymError
-from splitgym.evaluation import parse
+from splitgym.evaluation import contender, evaluate, parse, sweep
 from splitgym.provisioning import (
     Problem,
     Runs,
@@ -76,6 +76,18 @@ def test_a_search_finds_the_same_as_here(cluster: str) -> None:
         assert repr(curves(problem, fixed, [2.0, 40.0], there)) == repr(
             curves(problem, fixed, [2.0, 40.0], here)
         )
+
+
+@needs_ray
+def test_an_evaluation_and_a_sweep_find_the_same_as_here(cluster: str) -> None:
+    grid = sweep.variants(["h100-80gb:1P1T", "h100-80gb:2P1T"], ["llama2-70b"])
+    entrants = [contender("index"), contender(lambda view, request: (0, 1), name="mine")]
+    load = replace(SMALL, rate_per_s=4.0)
+    with workers_for(cluster, None) as map:
+        rows = sweep.sweep(grid, lambda config: entrants, [load], [0, 1], map=map)
+        there = evaluate(entrants, grid[0].config, [load], [0, 1], map=map)
+    assert repr(rows) == repr(sweep.sweep(grid, lambda config: entrants, [load], [0, 1]))
+    assert repr(there.rows()) == repr(evaluate(entrants, grid[0].config, [load], [0, 1]).rows())
 
 
 @needs_ray

@@ -13,6 +13,7 @@ from splitgym.evaluation.contenders import PolicyLike, contender
 from splitgym.evaluation.run import evaluate
 from splitgym.evaluation.workloads import Workload, parse
 from splitgym.metrics import RequestTable, nine_slos
+from splitgym.scale import Map
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,14 @@ def max_request_rate(
     tolerance: float = 0.02,
     engine: str = "auto",
     progress: Callable[[float, tuple[str, ...]], None] | None = None,
+    map: Map = map,
 ) -> MaxRate:
     """Highest rate of a workload at which a policy meets all nine SLOs on a cluster.
 
     The requests of all seeds are pooled before percentiles are taken. Deterministic.
 
     Args:
-        policy, cluster, seeds, engine: as for `evaluate`.
+        policy, cluster, seeds, engine, map: as for `evaluate`.
         workload: its rate is the first one tried, unless `start_per_s` is given.
         tolerance: relative.
         progress: called with each rate tried and what failed there.
@@ -115,7 +117,7 @@ def max_request_rate(
     numbers = tuple(seeds)
 
     def failures(rate: float) -> tuple[str, ...]:
-        results = evaluate([entrant], resolved, [load.at_rate(rate)], numbers, engine=engine)
+        results = evaluate([entrant], resolved, [load.at_rate(rate)], numbers, engine=engine, map=map)
         held = nine_slos(pool([run.table for run in results.runs]))
         failed = tuple(name for name, ok in held.items() if not ok)
         if progress is not None:

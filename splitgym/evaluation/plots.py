@@ -19,7 +19,7 @@ POOLS = (("prompt_machines", "prompt"), ("token_machines", "token"), ("mixed_mac
 
 def latency_cdfs(results: Results, workload: Workload) -> Figure:
     """Share of requests below a slowdown, one panel each for TTFT, TBT and E2E; dots mark the nine SLOs."""
-    figure, panels = _figure(1, 3)
+    figure, panels = figure_of(1, 3)
     for axes, kind in zip(panels, KINDS):
         for policy in results.policies:
             runs = results.select(policy, workload)
@@ -40,7 +40,7 @@ def latency_cdfs(results: Results, workload: Workload) -> Figure:
 def attainment_by_rate(results: Results) -> Figure:
     """Goodput and SLOs held against the request rate, a line a policy; a row of panels a kind of workload."""
     bases = list(dict.fromkeys(w.base_name for w in results.workloads))
-    figure, panels = _figure(len(bases), 2)
+    figure, panels = figure_of(len(bases), 2)
     for row, base in enumerate(bases):
         loads = sorted(
             (w for w in results.workloads if w.base_name == base and w.rate_per_s is not None),
@@ -66,7 +66,7 @@ def attainment_by_rate(results: Results) -> Figure:
 
 def pools_over_time(run: Run) -> Figure:
     """Machines in each pool, by their present work, over one run."""
-    figure, (axes,) = _figure(1, 1)
+    figure, (axes,) = figure_of(1, 1)
     columns = {name: run.timeline[:, i] for i, name in enumerate(TIMELINE_FIELDS)}
     times = columns["time_ns"] * 1e-9
     axes.stackplot(times, *(columns[f] for f, _ in POOLS), labels=[label for _, label in POOLS], step="post")
@@ -110,6 +110,7 @@ def file_name(text: str) -> str:
     return "".join(c if c.isalnum() or c in ".-" else "-" for c in text)
 
 
-def _figure(rows: int, columns: int) -> tuple[Figure, list[Any]]:
+def figure_of(rows: int, columns: int) -> tuple[Figure, list[Any]]:
+    """A figure and its panels, row by row."""
     figure = Figure(figsize=(4.2 * columns if columns > 1 else 7, 3.4 * rows), dpi=110, layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())

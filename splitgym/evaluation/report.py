@@ -106,25 +106,25 @@ def write_files(results: Results, folder: Path, baseline: str | None = None) -> 
 
 def as_json(results: Results, baseline: str | None = None) -> dict[str, Any]:
     """What was run and what came out, ready for `json.dumps`."""
-    plain: dict[str, Any] = _plain(
+    found: dict[str, Any] = plain(
         {**results.describe(), "summary": summary(results, baseline), "runs": results.rows()}
     )
-    return plain
+    return found
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows({k: _plain(v) for k, v in row.items()} for row in rows)
+        writer.writerows({k: plain(v) for k, v in row.items()} for row in rows)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON knows neither infinity nor NaN."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -14,6 +14,7 @@ from splitgym.errors import ConfigError
 from splitgym.evaluation.contenders import Contender, PolicyLike, cluster_for, contenders
 from splitgym.evaluation.workloads import Workload, find, parse, stand_ins
 from splitgym.metrics import Metrics, RequestTable, request_table, summarise
+from splitgym.scale import Map
 from splitgym.schedulers.protocol import SizingScheduler
 from splitgym.sim import make_engine
 from splitgym.sim.outcomes import TIMELINE_FIELDS
@@ -32,6 +33,18 @@ class Run:
     metrics: Metrics
     table: RequestTable
     timeline: NDArray[np.int64]  # (ticks, fields) columns are `TIMELINE_FIELDS`
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run to make. It pickles where the contender's schedulers do, so it can be made elsewhere."""
+
+    contender: Contender
+    cluster: Cluster
+    workload: Workload
+    seed: int
+    trace: Trace
+    engine: str
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,7 @@ def evaluate(
     sizing: str | SizingScheduler = "static",
     engine: str = "auto",
     progress: Callable[[Run], None] | None = None,
+    map: Map = map,
 ) -> Results:
     """Run every policy on every workload and seed, and measure each run.
 
@@ -112,6 +126,8 @@ def evaluate(
         sizing: who sizes the pools for policies that do not bring it.
         engine: see `splitgym.sim.make_engine`.
         progress: called after each run.
+        map: makes the runs; see `splitgym.scale` for processes and for a Ray cluster. The results are the
+            same.
 
     Raises:
         SplitgymError: unknown names, a policy's own cluster of other machines, a trace or profile that cannot
@@ -130,23 +146,26 @@ def evaluate(
     for where in {id(c): c for c in clusters.values()}.values():
         for _, _, trace in windows:
             where.check(trace)
+    tasks = [
+        Task(entrant, clusters[entrant.name], workload, seed, trace, engine)
+        for entrant in entrants
+        for workload, seed, trace in windows
+    ]
     runs = []
-    for entrant in entrants:
-        for workload, seed, trace in windows:
-            run = _run(entrant, clusters[entrant.name], workload, seed, trace, engine)
-            runs.append(run)
-            if progress is not None:
-                progress(run)
+    for run in map(perform, tasks):
+        runs.append(run)
+        if progress is not None:
+            progress(run)
     names = tuple(clusters)
     own = {e.name: e.cluster for e in entrants if e.cluster is not None}
     return Results(cluster, names, loads, numbers, tuple(runs), stand_ins(loads, load), own)
 
 
-def _run(
-    contender: Contender, cluster: Cluster, workload: Workload, seed: int, trace: Trace, engine: str
-) -> Run:
-    simulator = make_engine(cluster, contender.routing, contender.sizing, engine=engine)
-    simulator.reset(trace, seed)
+def perform(task: Task) -> Run:
+    """Simulate one window to its end and measure it."""
+    contender, cluster, workload = task.contender, task.cluster, task.workload
+    simulator = make_engine(cluster, contender.routing, contender.sizing, engine=task.engine)
+    simulator.reset(task.trace, task.seed)
     left = simulator.run_until_decision()
     assert left is None, "an engine with both schedulers runs to the end"
     outcomes = simulator.outcomes()
@@ -167,7 +186,7 @@ def _run(
         cost_per_hour=cluster.cost_per_hour,
     )
     timeline = np.array(outcomes.timeline, np.int64).reshape(-1, len(TIMELINE_FIELDS))
-    return Run(contender.name, workload, seed, trace.name, metrics, table, timeline)
+    return Run(contender.name, workload, task.seed, task.trace.name, metrics, table, timeline)
 
 
 def choose(
@@ -178,6 +197,7 @@ def choose(
     *,
     metric: str = "goodput",
     engine: str = "auto",
+    map: Map = map,
 ) -> str:
     """The name of the best policy on the train part of a workload's trace; the first of equals.
 
@@ -188,8 +208,8 @@ def choose(
         policies: candidates by name.
         workload: its part is replaced by `train`.
         metric: a key of `Metrics.as_dict()`; the highest mean over windows wins.
-        cluster, seeds, engine: as for `evaluate`.
+        cluster, seeds, engine, map: as for `evaluate`.
     """
     load = parse(workload) if isinstance(workload, str) else workload
-    results = evaluate(policies, cluster, [replace(load, part="train")], seeds, engine=engine)
+    results = evaluate(policies, cluster, [replace(load, part="train")], seeds, engine=engine, map=map)
     return max(results.policies, key=lambda name: float(results.values(metric, name).mean()))

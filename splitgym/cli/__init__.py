@@ -1,0 +1,42 @@
+"""The `splitgym` command. One function a sub-command; the work is done elsewhere."""
+
+import sys
+
+import typer
+
+from splitgym.cli import data, design, evaluate, fidelity
+from splitgym.cli.learning import add_learning_commands
+from splitgym.errors import SplitgymError
+
+app = typer.Typer(
+    help="Simulate, evaluate and learn the scheduler of a Splitwise-style LLM inference cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+app.command()(evaluate.evaluate)
+app.command("max-rate")(evaluate.max_rate)
+app.command()(evaluate.sweep)
+app.command()(design.characterize)
+app.command()(design.provision)
+app.command()(fidelity.validate)
+
+trace_app = typer.Typer(help="Traces of requests.", no_args_is_help=True)
+trace_app.command("fetch")(data.trace_fetch)
+trace_app.command("describe")(data.trace_describe)
+app.add_typer(trace_app, name="trace")
+
+profile_app = typer.Typer(
+    help="Profiles: times, memory and power of a model on a machine.", no_args_is_help=True
+)
+profile_app.command("list")(data.profile_list)
+app.add_typer(profile_app, name="profile")
+
+
+def main() -> None:
+    """Entry point: errors of bad input print one line and exit with 2."""
+    try:
+        add_learning_commands(app)
+        app()
+    except SplitgymError as error:
+        print(f"splitgym: {error}", file=sys.stderr)
+        sys.exit(2)

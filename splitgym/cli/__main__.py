@@ -1,0 +1,5 @@
+"""`python -m splitgym.cli`."""
+
+from splitgym.cli import main
+
+main()

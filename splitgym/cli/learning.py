@@ -1,0 +1,66 @@
+"""What comes from the checkout's `agents/`: the commands that learn, and trained agents as policies."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import typer
+
+from splitgym.config import ClusterConfig
+from splitgym.errors import SplitgymError
+
+if TYPE_CHECKING:
+    from splitgym.evaluation import Contender
+
+LEARNING_COMMANDS = ("train", "tune", "export", "improve")
+
+
+def add_learning_commands(to: typer.Typer) -> None:
+    """Add `train` and its like where the checkout's `agents/` is there; elsewhere, say how to get them."""
+    found = _learning()
+    if isinstance(found, ModuleType):
+        found.register(to)
+        return
+    for name in LEARNING_COMMANDS:
+        to.command(name, help=f"(not available here: {found})", hidden=True)(_unavailable(name, found))
+
+
+def _learning() -> ModuleType | str:
+    """The learning commands' module, or how to get it."""
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / "agents" / "cli.py").is_file():
+        return (
+            "learns, and learning is used from a checkout of splitgym with its [train] extra: see the README"
+        )
+    if str(checkout) not in sys.path:
+        sys.path.append(str(checkout))
+    try:
+        return importlib.import_module("agents.cli")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in ("agents", "splitgym"):
+            raise
+        return f"needs {error.name}: pip install -e '.[train]' in {checkout}"
+
+
+def contender_of(text: str, cluster: ClusterConfig) -> "Contender":
+    """A policy by name, or the agent of a run folder."""
+    from splitgym import evaluation, schedulers
+
+    known = {*schedulers.routing_names(), evaluation.VLLM}
+    if "/" not in text.partition("@")[0] and (text in known or not Path(text).is_dir()):
+        return evaluation.contender(text, cluster=cluster)
+    found = _learning()
+    if isinstance(found, str):
+        raise SplitgymError(f"policy {text} is an agent, which {found}")
+    agent: Contender = found.contender(text, cluster)
+    return agent
+
+
+def _unavailable(name: str, how: str) -> Callable[[], None]:
+    def command() -> None:
+        raise SplitgymError(f"`splitgym {name}` {how}")
+
+    return command

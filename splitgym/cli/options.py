@@ -1,0 +1,98 @@
+"""Options that several commands share, and what turns them into arguments."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from splitgym.config import ClusterConfig, load_yaml, make, parse_machines
+from splitgym.errors import ConfigError
+
+if TYPE_CHECKING:
+    from splitgym.cluster import Cluster
+
+Model = Annotated[str, typer.Option(help="Model: see `splitgym profile list`.")]
+Machines = Annotated[
+    str, typer.Option("--cluster", help="Machines: TYPE:COUNTS such as h100-80gb:5P3T; join groups with +.")
+]
+ClusterFile = Annotated[
+    Path | None,
+    typer.Option("--cluster-file", help="YAML of a ClusterConfig; replaces --cluster and --model."),
+]
+Seeds = Annotated[int, typer.Option(min=1, help="Windows a workload.")]
+Duration = Annotated[float, typer.Option(help="Measured seconds of arrivals.")]
+Warmup = Annotated[float, typer.Option(help="Seconds of arrivals before.")]
+Part = Annotated[str, typer.Option(help="Part of the trace: train, validation or test.")]
+EngineName = Annotated[str, typer.Option("--engine", help="Simulator engine.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default all cores.")]
+FewWorkers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Processes; default 1, more pay where it takes long.")
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        help="Run on a Ray cluster instead: HOST:PORT, `auto`, or `local` (needs the [scale] extra)."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+@contextmanager
+def progress(text: str, total: float) -> Iterator[tuple[Progress, TaskID]]:
+    """A bar with the time left, on stderr where that is a terminal."""
+    screen = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+        yield bar, bar.add_task(text, total=total)
+
+
+def words(text: str) -> list[str]:
+    """The words of a comma-separated list."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def numbers(text: str) -> list[float]:
+    """The numbers of a comma-separated list."""
+    try:
+        return [float(word) for word in words(text)]
+    except ValueError:
+        raise ConfigError(f"rates {text!r}: expected numbers such as 17,19,21") from None
+
+
+def resolve(text: str, model: str, file: Path | None) -> "Cluster":
+    """The cluster that the options ask for."""
+    from splitgym.cluster import Cluster
+
+    if file is not None:
+        return Cluster.resolve(load_yaml(ClusterConfig, file))
+    return Cluster.resolve(make(ClusterConfig, model=model, machines=parse_machines(text)))
+
+
+def make_folder(path: Path) -> None:
+    """Before the work, so that a bad place does not cost its results."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {path}: cannot be made a folder ({error.strerror})") from None
+
+
+def say_stand_ins(stand_ins: dict[str, str]) -> None:
+    """Say which built-in traces were used for originals."""
+    for original, used in stand_ins.items():
+        print(
+            f"note: {original} is not on this machine, {used} was used "
+            f"(`splitgym trace fetch {original}` downloads it)",
+            file=sys.stderr,
+        )
