@@ -14,12 +14,14 @@ from splitgym.schedulers import baselines
 from splitgym.schedulers.builtin import CompiledRouting, CompiledSizing
 from splitgym.schedulers.index import Index
 from splitgym.schedulers.protocol import RoutingScheduler, SizingScheduler
+from splitgym.schedulers.residual import Residual
 from splitgym.schedulers.sizing import Ewma, Reactive, Static
 from splitgym.schedulers.splitwise import Splitwise
 
 __all__ = [
     "CompiledRouting",
     "CompiledSizing",
+    "Residual",
     "RoutingScheduler",
     "SizingScheduler",
     "routing",

@@ -38,9 +38,8 @@ PRESETS = {
 }
 """w0 to w9. `tuned` was found by the cross-entropy method on 8 H100 machines."""
 
-TTFT_HINGE = (4.0, 0.8)
-TBT_HINGE = (6.0, 0.85)
-"""(slope, start): the hinge rises from `start` of the SLO by `slope`, up to 1."""
+HINGES = (4.0, 0.8, 6.0, 0.85)
+"""Slope and start of the TTFT's, then of the TBT's: it rises from `start` of an SLO by `slope`, up to 1."""
 MAX_HOPELESS_WAIT_S = 20.0
 
 
@@ -50,8 +49,41 @@ def _hinge(value, slope, start):
 
 
 @numba.njit(cache=True)
-def _tbt_cost(weights, tbt):
-    return weights[2] * tbt + weights[4] * _hinge(tbt, TBT_HINGE[0], TBT_HINGE[1])
+def _tbt_cost(weights, hinges, tbt):
+    return weights[2] * tbt + weights[4] * _hinge(tbt, hinges[2], hinges[3])
+
+
+@numba.njit(cache=True)
+def predicted_costs(view, x, weights, hinges, costs):
+    """`index_costs` from predictions at hand.
+
+    Args:
+        view: `ClusterView` of M machines.
+        x: (M, NUM_PREDICTIONS) of `predict`, with interference at weight w0.
+        weights: (NUM_WEIGHTS,) w0 to w9.
+        hinges: slope and start of the TTFT's, slope and start of the TBT's.
+        costs: (3, M) float64, filled.
+    """
+    best_ttft = np.inf
+    for m in range(view.machine_row.shape[0]):
+        costs[PROMPT_COST, m] = costs[SPLIT_COST, m] = costs[SAME_COST, m] = np.inf
+        if view.prompt_allowed[m]:
+            best_ttft = min(best_ttft, x[m, TTFT])
+            costs[PROMPT_COST, m] = (
+                weights[1] * x[m, TTFT]
+                + weights[3] * _hinge(x[m, TTFT], hinges[0], hinges[1])
+                + weights[5] * x[m, HARM_PROMPT]
+                + weights[8] * x[m, PROMPT_TIME]
+            )
+        if view.token_allowed[m]:
+            harm = weights[7] * x[m, HARM_TOKEN]
+            costs[SPLIT_COST, m] = _tbt_cost(weights, hinges, x[m, TBT_SPLIT]) + harm
+            costs[SAME_COST, m] = _tbt_cost(weights, hinges, x[m, TBT_SAME]) + harm
+    if weights[9] != 0.0 and best_ttft > weights[6]:
+        # Hopeless: it misses its SLO anywhere, so it queues where it does no further harm.
+        for m in range(view.machine_row.shape[0]):
+            if view.prompt_allowed[m]:
+                costs[PROMPT_COST, m] -= weights[9] * min(x[m, WAIT_S], MAX_HOPELESS_WAIT_S)
 
 
 @numba.njit(cache=True)
@@ -67,29 +99,9 @@ def index_costs(view, request, weights, costs):
     B for p = t holds the decode, its interference, the memory penalty and the harm, as for p != t, but
     neither a transfer nor a wait on t: the prompts ahead delay the first token there, which is in A's TTFT.
     """
-    machines = view.machine_row.shape[0]
-    x = np.empty((machines, NUM_PREDICTIONS))
+    x = np.empty((view.machine_row.shape[0], NUM_PREDICTIONS))
     predict(view, request, weights[0], x)
-    best_ttft = np.inf
-    for m in range(machines):
-        costs[PROMPT_COST, m] = costs[SPLIT_COST, m] = costs[SAME_COST, m] = np.inf
-        if view.prompt_allowed[m]:
-            best_ttft = min(best_ttft, x[m, TTFT])
-            costs[PROMPT_COST, m] = (
-                weights[1] * x[m, TTFT]
-                + weights[3] * _hinge(x[m, TTFT], TTFT_HINGE[0], TTFT_HINGE[1])
-                + weights[5] * x[m, HARM_PROMPT]
-                + weights[8] * x[m, PROMPT_TIME]
-            )
-        if view.token_allowed[m]:
-            harm = weights[7] * x[m, HARM_TOKEN]
-            costs[SPLIT_COST, m] = _tbt_cost(weights, x[m, TBT_SPLIT]) + harm
-            costs[SAME_COST, m] = _tbt_cost(weights, x[m, TBT_SAME]) + harm
-    if weights[9] != 0.0 and best_ttft > weights[6]:
-        # Hopeless: it misses its SLO anywhere, so it queues where it does no further harm.
-        for m in range(machines):
-            if view.prompt_allowed[m]:
-                costs[PROMPT_COST, m] -= weights[9] * min(x[m, WAIT_S], MAX_HOPELESS_WAIT_S)
+    predicted_costs(view, x, weights, HINGES, costs)
 
 
 @numba.njit(cache=True)

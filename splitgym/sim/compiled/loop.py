@@ -4,6 +4,7 @@ import numba
 
 from splitgym.schedulers import baselines
 from splitgym.schedulers.index import Index, index_kernel
+from splitgym.schedulers.residual import Residual, residual_kernel
 from splitgym.schedulers.sizing import Ewma, Reactive, Static, ewma_kernel, reactive_kernel
 from splitgym.schedulers.splitwise import Splitwise, splitwise_kernel
 from splitgym.sim.compiled.iterations import fail, iteration_ends, recover, work
@@ -46,6 +47,7 @@ ROUTING_KINDS = (
     baselines.SplitJsq,
     baselines.PowerOfTwo,
     baselines.LeastE2e,
+    Residual,
 )
 """Schedulers that run inside the engine; the place is what `rules[ROUTING]` holds."""
 SIZING_KINDS = (Static, Reactive, Ewma)
@@ -72,7 +74,9 @@ def route_builtin(kind, view, request, params, state):
         return baselines.split_jsq_kernel(view, request, params, state)
     if kind == 8:
         return baselines.power_of_two_kernel(view, request, params, state)
-    return baselines.least_e2e_kernel(view, request, params, state)
+    if kind == 9:
+        return baselines.least_e2e_kernel(view, request, params, state)
+    return residual_kernel(view, request, params, state)
 
 
 @with_schedulers

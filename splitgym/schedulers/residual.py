@@ -1,0 +1,342 @@
+"""The index with a tiny network added to its costs, and constants of its own: what evolution trains.
+
+Per machine, 13 features and 9 of the whole cluster go through one hidden layer to three numbers, which are
+added to A(p), B(t) for p != t and B(t) for p = t of the index (`splitgym.schedulers.index`). With zero output
+weights the decisions are the index's exactly. The best pair is found in O(M), like the index's.
+
+All numbers are one flat vector, so that a search can treat them alike: see `layout`. No width is fixed: 0
+hidden units make an index whose hinges are tuned too.
+
+Decisions are the same on every machine: only +, -, *, /, the square root (rounded correctly everywhere),
+comparisons and exact scaling by powers of two. `tanh` and `log` of a system's library differ in their last
+bit, so both are replaced here.
+
+Everything is estimated from the view. True output lengths are not in it.
+"""
+
+import math
+from functools import cached_property
+from typing import Annotated
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+from pydantic.dataclasses import dataclass
+
+from splitgym.config import STRICT
+from splitgym.profile.tables import prompt_time_ns, token_time_ns
+from splitgym.schedulers.builtin import CompiledRouting
+from splitgym.schedulers.choose import PROMPT_COST, SAME_COST, SPLIT_COST, best_pair
+from splitgym.schedulers.index import HINGES, NUM_WEIGHTS, PRESETS, predicted_costs
+from splitgym.schedulers.predict import (
+    HARM_PROMPT,
+    HARM_TOKEN,
+    ITERATION,
+    MEMORY_USED,
+    NUM_PREDICTIONS,
+    PROMPT_TIME,
+    SHARE,
+    TBT_SAME,
+    TBT_SPLIT,
+    TTFT,
+    WAIT_S,
+    predict,
+)
+
+MACHINE_FEATURES = 13
+CLUSTER_FEATURES = 9
+FEATURES = MACHINE_FEATURES + CLUSTER_FEATURES
+OUTPUTS = 3
+HIDDEN = 10
+
+NETWORK_AT = NUM_WEIGHTS + len(HINGES)
+"""Where the network's weights begin: the index's w0 to w9 and its hinges come first."""
+
+_LOAD_BATCH = 32
+"""Decodes a batch when the prompts' share of the load is estimated."""
+
+
+def layout(hidden: int = HIDDEN) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the parts of the flat vector, in their order (row-major)."""
+    return {
+        "index": (NUM_WEIGHTS,),  # w0 to w9
+        "hinges": (len(HINGES),),  # slope and start, of TTFT and TBT
+        "input_weights": (hidden, FEATURES),  # the machine's features first
+        "input_bias": (hidden,),
+        "output_weights": (OUTPUTS, hidden),  # rows: A, B for p != t, B for p = t
+        "output_bias": (OUTPUTS,),
+    }
+
+
+def size(hidden: int = HIDDEN) -> int:
+    """Length of the flat vector."""
+    return sum(math.prod(shape) for shape in layout(hidden).values())
+
+
+def hidden_of(length: int) -> int:
+    """Width of the hidden layer of a flat vector.
+
+    Raises:
+        ValueError: no width has this length.
+    """
+    hidden, rest = divmod(length - NETWORK_AT - OUTPUTS, FEATURES + 1 + OUTPUTS)
+    if rest or hidden < 0:
+        raise ValueError(
+            f"{length} weights fit no network: there are {size(0)} + {size(1) - size(0)} a hidden unit"
+        )
+    return hidden
+
+
+def unpack(weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """The named parts of a flat vector, as views into it."""
+    parts, at = {}, 0
+    for name, shape in layout(hidden_of(len(weights))).items():
+        count = math.prod(shape)
+        parts[name] = weights[at : at + count].reshape(shape)
+        at += count
+    return parts
+
+
+def pack(parts: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+    """The flat vector of named parts: undoes `unpack`.
+
+    Raises:
+        ValueError: a part is missing, unknown or of another shape.
+    """
+    hidden = len(parts["input_bias"]) if "input_bias" in parts else 0
+    wanted = layout(hidden)
+    found = {name: np.shape(part) for name, part in parts.items()}
+    if found != wanted:
+        raise ValueError(f"parts of a residual are {wanted}, found {found}")
+    return np.concatenate([np.ravel(np.asarray(parts[name], np.float64)) for name in wanted])
+
+
+def index_weights(preset: str = "tuned", hidden: int = 0) -> NDArray[np.float64]:
+    """The flat vector that is exactly the index with a preset's weights."""
+    weights = np.zeros(size(hidden))
+    weights[:NUM_WEIGHTS] = PRESETS[preset]
+    weights[NUM_WEIGHTS:NETWORK_AT] = HINGES
+    return weights
+
+
+@numba.njit(cache=True)
+def squash(x):
+    """x (27 + x^2) / (27 + 9 x^2) up to |x| = 3, where it reaches +-1 with slope 0.
+
+    The Pade approximant of tanh around 0, within 0.024 of it.
+    """
+    if x >= 3.0:
+        return 1.0
+    if x <= -3.0:
+        return -1.0
+    square = x * x
+    return x * (27.0 + square) / (27.0 + 9.0 * square)
+
+
+@numba.njit(cache=True)
+def ln(x):
+    """Natural logarithm of a positive number within 1e-8: ln(f 2^e) = e ln 2 + 2 artanh((f - 1) / (f + 1)).
+
+    `frexp` is exact, and f in [2^-1/2, 2^1/2) leaves five terms of the series.
+    """
+    fraction, exponent = math.frexp(x)
+    if fraction < 0.7071067811865476:
+        fraction *= 2.0
+        exponent -= 1
+    s = (fraction - 1.0) / (fraction + 1.0)
+    square = s * s
+    series = 1.0 + square * (1 / 3 + square * (1 / 5 + square * (1 / 7 + square * (1 / 9))))
+    return exponent * 0.6931471805599453 + 2.0 * s * series
+
+
+@numba.njit(cache=True)
+def prompt_load(view, request, ref):
+    """Prompts' share of the work that comes in, 0 to 1, as on the reference machine.
+
+    The mean prompt is that of the requests in the system; a decode is estimated in a batch of `_LOAD_BATCH`.
+    """
+    tokens, requests = request.prompt_tokens, 1
+    for m in range(view.machine_row.shape[0]):
+        tokens += view.running_prompt_tokens[m] + view.inbound_prompt_tokens[m]
+        requests += view.running[m] + view.inbound[m]
+    mean = max(1, tokens // requests)
+    context = _LOAD_BATCH * (mean + np.int64(ref.mean_output_tokens * 0.5))
+    decode = ref.mean_output_tokens * token_time_ns(view.tables, 0, _LOAD_BATCH, context) / _LOAD_BATCH
+    prompt = np.float64(prompt_time_ns(view.tables, 0, mean))
+    return prompt / (prompt + decode)
+
+
+@numba.njit(cache=True)
+def cluster_features(view, request, ref, x, out):
+    """Fill the features that all machines share.
+
+    Args:
+        view, request: of the decision; M machines.
+        ref: the request's `Reference`.
+        x: (M, NUM_PREDICTIONS) of `predict`.
+        out: (CLUSTER_FEATURES,) float64, filled.
+
+    Returns:
+        Mean and least wait for a prompt [s].
+
+    Means are over the machines allowed for the phase.
+    """
+    prompts = tokens = 0
+    wait = own = squares = late = iteration = slow = share = 0.0
+    least = np.inf
+    for m in range(view.machine_row.shape[0]):
+        if view.prompt_allowed[m]:
+            prompts += 1
+            wait += x[m, WAIT_S]
+            least = min(least, x[m, WAIT_S])
+            own += x[m, PROMPT_TIME]
+            squares += x[m, PROMPT_TIME] * x[m, PROMPT_TIME]
+            late += x[m, TTFT] > 1.0
+        if view.token_allowed[m]:
+            tokens += 1
+            iteration += x[m, ITERATION]
+            slow += x[m, TBT_SPLIT] > 1.0
+            share += x[m, SHARE]
+    per_prompt, per_token = 1.0 / max(1, prompts), 1.0 / max(1, tokens)
+    wait, own = wait * per_prompt, own * per_prompt
+    out[0] = ln(1.0 + wait) - 0.3
+    out[1] = 2.0 * (prompt_load(view, request, ref) - 0.6)
+    out[2] = late * per_prompt - 0.3
+    out[3] = 4.0 * math.sqrt(max(0.0, squares * per_prompt - own * own))
+    out[4] = 0.5 * (ln(np.float64(max(1, request.prompt_tokens))) - 6.9)
+    out[5] = 2.0 * (iteration * per_token - 0.7)
+    out[6] = slow * per_token - 0.2
+    out[7] = 2.0 * (share * per_token) - 1.0
+    out[8] = ln(ref.mean_output_tokens) - 5.0
+    return wait, min(least, 1e9)
+
+
+@numba.njit(cache=True)
+def machine_features(view, x, m, wait, least_log, out):
+    """Fill machine m's own features.
+
+    Args:
+        view: `ClusterView`.
+        x: (M, NUM_PREDICTIONS) of `predict`.
+        m: machine.
+        wait, least_log: mean wait over machines [s]; ln(1 + least wait).
+        out: (at least MACHINE_FEATURES,) float64, filled.
+    """
+    own_wait = ln(1.0 + x[m, WAIT_S])
+    requests = view.running[m] + view.inbound[m]
+    out[0] = min(x[m, TTFT], 4.0) - 1.0
+    out[1] = 2.0 * min(1.0, max(0.0, 5.0 * x[m, TTFT] - 4.0)) - 1.0
+    out[2] = 2.0 * min(x[m, TBT_SPLIT], 3.0) - 1.6
+    out[3] = 2.0 * min(x[m, TBT_SAME], 3.0) - 1.6
+    out[4] = own_wait - 0.3
+    out[5] = 0.5 * (x[m, WAIT_S] - wait) / (wait + 0.2)
+    out[6] = own_wait - least_log
+    out[7] = 2.0 * x[m, MEMORY_USED] - 0.6
+    out[8] = 2.0 * x[m, SHARE] - 1.0
+    out[9] = requests / 32.0 - 0.7
+    out[10] = 4.0 * (x[m, PROMPT_TIME] - 0.7)
+    out[11] = 0.5 * x[m, HARM_PROMPT] - 0.5
+    out[12] = 2.0 * view.rules.tbt_slo * x[m, HARM_TOKEN]
+
+
+@numba.njit(cache=True)
+def add_network(view, request, ref, x, network, costs):
+    """Add the network's outputs to the costs of the machines allowed.
+
+    Args:
+        view, request, ref, x: as for `cluster_features`.
+        network: the flat vector from NETWORK_AT on, of at least one hidden unit.
+        costs: (3, M) float64, changed; infinite stays infinite.
+
+    What the cluster's features give each hidden unit is the same for all machines, so it is summed once.
+    """
+    hidden = (network.shape[0] - OUTPUTS) // (FEATURES + 1 + OUTPUTS)
+    bias_at = hidden * FEATURES
+    output_at = bias_at + hidden
+    output_bias_at = output_at + OUTPUTS * hidden
+    shared = np.empty(CLUSTER_FEATURES)
+    own = np.empty(MACHINE_FEATURES)
+    sums = np.empty(hidden)
+    wait, least = cluster_features(view, request, ref, x, shared)
+    least_log = ln(1.0 + least)
+    for h in range(hidden):
+        total = network[bias_at + h]
+        for i in range(CLUSTER_FEATURES):
+            total += network[h * FEATURES + MACHINE_FEATURES + i] * shared[i]
+        sums[h] = total
+    for m in range(view.machine_row.shape[0]):
+        if not (view.prompt_allowed[m] or view.token_allowed[m]):
+            continue
+        machine_features(view, x, m, wait, least_log, own)
+        prompt, split, same = (
+            network[output_bias_at],
+            network[output_bias_at + 1],
+            network[output_bias_at + 2],
+        )
+        for h in range(hidden):
+            total = sums[h]
+            for i in range(MACHINE_FEATURES):
+                total += network[h * FEATURES + i] * own[i]
+            unit = squash(total)
+            prompt += network[output_at + h] * unit
+            split += network[output_at + hidden + h] * unit
+            same += network[output_at + 2 * hidden + h] * unit
+        costs[PROMPT_COST, m] += prompt
+        costs[SPLIT_COST, m] += split
+        costs[SAME_COST, m] += same
+
+
+@numba.njit(cache=True)
+def residual_costs(view, request, weights, costs):
+    """Fill the costs c(p, t) = A(p) + B(t), as `index_costs` does.
+
+    Args:
+        view, request, costs: see there.
+        weights: the flat vector, see `layout`.
+    """
+    x = np.empty((view.machine_row.shape[0], NUM_PREDICTIONS))
+    ref = predict(view, request, weights[0], x)
+    predicted_costs(view, x, weights[:NUM_WEIGHTS], weights[NUM_WEIGHTS:NETWORK_AT], costs)
+    if weights.shape[0] > NETWORK_AT + OUTPUTS:
+        add_network(view, request, ref, x, weights[NETWORK_AT:], costs)
+
+
+@numba.njit(cache=True)
+def residual_kernel(view, request, params, state):
+    """The pair of least cost in O(M); ties to the lowest (p, t)."""
+    costs = np.empty((3, view.machine_row.shape[0]))
+    residual_costs(view, request, params, costs)
+    return best_pair(costs)
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Residual(CompiledRouting):
+    """The index with a trained network beside it; without arguments, the index with tuned weights."""
+
+    weights: tuple[Finite, ...] = tuple(index_weights().tolist())
+    """The flat vector, see `layout`."""
+    label: str = "residual"
+    """What tables call it."""
+
+    registered = "residual"
+    kernel = staticmethod(residual_kernel)
+
+    @field_validator("weights")
+    @classmethod
+    def _fits(cls, weights: tuple[float, ...]) -> tuple[float, ...]:
+        hidden_of(len(weights))
+        return weights
+
+    @property
+    def name(self) -> str:
+        """The label."""
+        return self.label
+
+    @cached_property
+    def params(self) -> NDArray[np.float64]:
+        """The flat vector as the kernel reads it."""
+        return np.array(self.weights, np.float64)
