@@ -30,11 +30,14 @@ class Rules(ABC):
         self.machines = [self._make(m, int(c)) for m, c in enumerate(self.cluster.kv_capacity_tokens)]
         self.home = [Pool(p) for p in self.cluster.home_pools]
         self.network = Network(self.cluster.link_bytes_per_s.tolist(), config.transfer.shared)
-        self.accounts = Accounts(self.cluster, trace, self.view)
+        self.accounts = self._open_accounts(trace)
         self.visibility = Visibility(
             self.view, self.machines, self.home, self.network, config.confine, config.oracle
         )
         self._reserve_all = config.kv_reserve == "at_transfer"
+
+    def _open_accounts(self, trace: Trace) -> Accounts:
+        return Accounts(self.cluster, trace, self.view)
 
     def _make(self, index: int, capacity: int) -> Machine:
         return Machine(index, capacity, self.cluster.config.batching)

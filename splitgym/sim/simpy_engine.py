@@ -78,7 +78,6 @@ class SimpyEngine(Rules):
 
     def reset(self, trace: Trace, seed: int = 0) -> None:
         self.cluster.check(trace)
-        config = self.cluster.config
         self.env = simpy.Environment(initial_time=0)
         self._set_up(trace)
         self._max_tokens = trace.max_tokens
@@ -96,11 +95,7 @@ class SimpyEngine(Rules):
             if scheduler is not None:
                 scheduler.reset(self.view, seed)
         self._machine_process = [self.env.process(self._machine(m)) for m in self.machines]
-        for fault in config.faults:
-            machine = self.machines[fault.machine]
-            self.env.process(self._fault(machine, to_ns(fault.at_s), to_ns(fault.duration_s)))
-        self.env.process(self._control(to_ns(config.control_interval_s)))
-        self.env.process(self._arrivals())
+        self._from_outside()
 
     def run_until_decision(self) -> Decision | None:
         step = self.env.step
@@ -132,6 +127,15 @@ class SimpyEngine(Rules):
         return self.accounts.close(self.now_ns)
 
     # ---- processes ----------------------------------------------------------------------------------------
+
+    def _from_outside(self) -> None:
+        """Start what does not come from the machines: faults, control ticks, arrivals."""
+        config = self.cluster.config
+        for fault in config.faults:
+            machine = self.machines[fault.machine]
+            self.env.process(self._fault(machine, to_ns(fault.at_s), to_ns(fault.duration_s)))
+        self.env.process(self._control(to_ns(config.control_interval_s)))
+        self.env.process(self._arrivals())
 
     def _arrivals(self) -> Process:
         outcomes = self.accounts.outcomes
