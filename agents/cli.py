@@ -45,6 +45,10 @@ Sets = Annotated[
     list[str] | None, typer.Option("--set", help="Any field: learner.num_envs=4. Repeatable; wins over all.")
 ]
 Flat = Annotated[bool, typer.Option("--flat", help="Routing by one integer (for dqn).")]
+Ray = Annotated[
+    str | None,
+    typer.Option(help="Collect rollouts on a Ray cluster: HOST:PORT, `auto`, or `local`; see learner.ray."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 
 
@@ -64,6 +68,7 @@ def train(
     config: ConfigFile = None,
     set_: Sets = None,
     flat: Flat = False,
+    ray: Ray = None,
     quiet: Quiet = False,
 ) -> None:
     """Train an agent, or continue a run with --resume RUN.
@@ -76,7 +81,7 @@ def train(
 
     if resume is not None:
         given = (algo, env, cluster, model, cluster_file, trace, rate, arrivals, run_dir, config, set_)
-        if any(given) or flat or seed is not None:
+        if any(given) or flat or ray or seed is not None:
             raise ConfigError("a resumed run keeps its configuration: give --resume RUN alone")
         training.check_total(load_yaml(RunConfig, resume / "config.yaml"), steps)
         _say(training.resume(resume, show=not quiet))
@@ -90,6 +95,7 @@ def train(
     _put(fields, "cluster", _cluster(cluster, model, cluster_file))
     _put(fields, "workload", _workload(trace, rate, arrivals))
     _put(fields, "environment", {"flat": True} if flat else {})
+    _put(fields, "learner", {"vec": "ray", "ray": ray} if ray else {})
     for text in set_ or ():
         _set(fields, text)
     made = resolve(fields)

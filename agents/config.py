@@ -61,10 +61,12 @@ class LearnerConfig:
 
     num_envs: int = Field(default=8, ge=1)
     """Environments stepped together."""
-    vec: Literal["in-process", "subproc"] = "in-process"
+    vec: Literal["in-process", "subproc", "ray"] = "in-process"
     """`subproc` runs each environment in a process of its own: it pays where a step costs about a
-    millisecond.
+    millisecond. `ray` runs them in actors of a Ray cluster, see `ray`.
     """
+    ray: str = "local"
+    """With `vec: ray`: HOST:PORT of a running cluster, `auto`, or `local` for one on this machine."""
     learning_rate: float = Field(default=3e-4, gt=0)
     """Of Adam, at the start."""
     learning_rate_end: float = Field(default=0.0, ge=0)

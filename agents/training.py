@@ -26,7 +26,7 @@ class Task(Protocol):
     """What a run is about: where the environments and the judgement come from."""
 
     def make_env(self) -> Any:
-        """One environment. With `vec: subproc` called in the worker: the task must pickle."""
+        """One environment. With `vec: subproc` or `ray` called in the worker: the task must pickle."""
 
     def teacher(self) -> Teacher:
         """The heuristic that `warm_start.teacher` names."""
@@ -111,6 +111,10 @@ def make_vec_env(config: RunConfig, task: Task) -> VecEnv:
     makers = [task.make_env] * config.learner.num_envs
     if config.learner.vec == "subproc":
         return SubprocVecEnv(makers, start_method="forkserver")
+    if config.learner.vec == "ray":
+        from agents.ray_envs import RayEnvs
+
+        return RayEnvs(makers, config.learner.ray)
     return InProcess(makers)
 
 

@@ -71,18 +71,31 @@ def ray_tasks(address: str, workers: int | None = None, max_retries: int = MAX_R
 
     A task whose worker dies starts again elsewhere, and the others are not touched. What a task itself raises
     is raised here as it is. Every worker must have this very splitgym, so that results are those of this
-    machine; it is checked. A connection to Ray that is already there is used, and left open.
+    machine; it is checked.
+
+    Args:
+        address, workers: see `ray_connection`.
+        max_retries: how often a task starts again, see above.
+
+    Raises:
+        ConfigError: see `ray_connection`; or a worker without this splitgym.
+        SplitgymError: a task's worker died each time.
+    """
+    with ray_connection(address, workers):
+        yield _ray_map(max_retries)
+
+
+@contextmanager
+def ray_connection(address: str, workers: int | None = None) -> Iterator[None]:
+    """A connection to a Ray cluster. One that is already there is used, and left open.
 
     Args:
         address: `HOST:PORT` or `ray://HOST:PORT` of a running cluster, `auto` for the one that this machine
             (or `RAY_ADDRESS`) belongs to, `local` to start one on this machine and stop it afterwards.
         workers: CPUs of a `local` cluster; None for all.
-        max_retries: how often a task starts again, see above.
 
     Raises:
-        ConfigError: Ray is not installed, nothing answers at the address, `workers` for a running cluster, or
-            a worker without this splitgym.
-        SplitgymError: a task's worker died each time.
+        ConfigError: Ray is not installed, nothing answers at the address, or `workers` for a running cluster.
     """
     if find_spec("ray") is None:
         raise ConfigError('--ray needs Ray, which is not installed: pip install "splitgym[scale]"')
@@ -95,7 +108,7 @@ def ray_tasks(address: str, workers: int | None = None, max_retries: int = MAX_R
     import ray
 
     if ray.is_initialized():
-        yield _ray_map(max_retries)
+        yield
         return
     if address not in ("local", "auto"):
         _must_answer(address)
@@ -105,7 +118,7 @@ def ray_tasks(address: str, workers: int | None = None, max_retries: int = MAX_R
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise ConfigError(f"--ray {address}: {_first_line(error)}") from error
     try:
-        yield _ray_map(max_retries)
+        yield
     finally:
         ray.shutdown()
 
@@ -151,9 +164,18 @@ def _result(reference: Any) -> Any:
 
 def _run(expected: str, function: Callable[[Any], Any], task: Any) -> Any:
     """On a worker."""
+    must_be(expected)
+    return function(task)
+
+
+def must_be(expected: str) -> None:
+    """Refuse to work where the code or its data are not those of the machine that asks.
+
+    Raises:
+        ConfigError: `fingerprint()` is another.
+    """
     if fingerprint() != expected:
         raise ConfigError(_DIFFERS.format(f"on {platform.node()} with another splitgym, Python or NumPy"))
-    return function(task)
 
 
 _DIFFERS = "there is a Ray worker {}: install on every machine what is installed on this one"

@@ -3,7 +3,10 @@
 Machines hold queues that drain with time; a good decision takes the shortest. No simulator is involved.
 """
 
+import os
+import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -111,6 +114,22 @@ class ShortestQueue:
         allowed[env.down] = False
         best = int(np.where(allowed, env.queue, np.inf).argmin())
         return best * env.m + best if env.kind == "flat" else np.array([best, best])
+
+
+class Mortal(StandIn):
+    """Its process dies at a step: once, when the file `mark` is not there yet; without one, always."""
+
+    def __init__(self, mark: Path | None, at: int) -> None:
+        super().__init__(length=9)
+        self.mark, self.at, self.count = mark, at, 0
+
+    def step(self, action):
+        self.count += 1
+        if self.count == self.at and not (self.mark and self.mark.exists()):
+            if self.mark:
+                self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
 
 
 class StandInTask:

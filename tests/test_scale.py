@@ -1,10 +1,8 @@
 """Runs on a Ray cluster: the same results as here, and none is lost when a worker dies."""
 
 import os
-import secrets
 import socket
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,44 +29,18 @@ from splitgym.trace import load
 
 SMALL = parse("poisson:azure-conv-synth@1", duration_s=6, warmup_s=1, part="all")
 
+
 needs_ray = pytest.mark.skipif(
     find_spec("ray") is None, reason='Ray is not installed: pip install "splitgym[scale]"'
 )
 
 
-@pytest.fixture(scope="module")
-def loopback() -> Iterator[None]:
-    """Ray keeps to 127.0.0.1, tells nobody, and lets in nobody else. Set before it is first imported."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
-        yield
-
-
-@pytest.fixture(scope="module")
-def cluster(loopback: None) -> Iterator[str]:
-    """The address of two nodes of one CPU each."""
-    from ray.cluster_utils import Cluster
-
-    node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20}
-    started = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
-    nodes = [started.head_node]
-    try:
-        nodes.append(started.add_node(**node))
-        yield started.address
-    finally:
-        started.shutdown()
-    assert not any(node.any_processes_alive() for node in nodes)
-
-
 @needs_ray
-def test_a_search_finds_the_same_as_here(cluster: str) -> None:
+def test_a_search_finds_the_same_as_here(ray_cluster: str) -> None:
     problem = Problem("llama2-70b", SMALL, tolerance=0.25, engine="simpy")
     designs, fixed = parse_designs("Splitwise-HH"), parse_designs("h100-80gb:1P+h100-80gb:1T")
     budget = parse_budget("count=3", "llama2-70b")
-    with workers_for(cluster, None) as map:
+    with workers_for(ray_cluster, None) as map:
         there = Runs(map, sources=sources_of([SMALL]))
         here = Runs()
         assert most_rate(problem, designs, budget, there) == most_rate(problem, designs, budget, here)
@@ -79,11 +51,11 @@ def test_a_search_finds_the_same_as_here(cluster: str) -> None:
 
 
 @needs_ray
-def test_an_evaluation_and_a_sweep_find_the_same_as_here(cluster: str) -> None:
+def test_an_evaluation_and_a_sweep_find_the_same_as_here(ray_cluster: str) -> None:
     grid = sweep.variants(["h100-80gb:1P1T", "h100-80gb:2P1T"], ["llama2-70b"])
     entrants = [contender("index"), contender(lambda view, request: (0, 1), name="mine")]
     load = replace(SMALL, rate_per_s=4.0)
-    with workers_for(cluster, None) as map:
+    with workers_for(ray_cluster, None) as map:
         rows = sweep.sweep(grid, lambda config: entrants, [load], [0, 1], map=map)
         there = evaluate(entrants, grid[0].config, [load], [0, 1], map=map)
     assert repr(rows) == repr(sweep.sweep(grid, lambda config: entrants, [load], [0, 1]))
@@ -91,7 +63,7 @@ def test_an_evaluation_and_a_sweep_find_the_same_as_here(cluster: str) -> None:
 
 
 @needs_ray
-def test_results_come_in_order_and_from_both_nodes(cluster: str) -> None:
+def test_results_come_in_order_and_from_both_nodes(ray_cluster: str) -> None:
     def where(task: int) -> tuple[int, str]:
         import time
 
@@ -100,7 +72,7 @@ def test_results_come_in_order_and_from_both_nodes(cluster: str) -> None:
         time.sleep(0.05 * (5 - task % 5))
         return task, ray.get_runtime_context().get_node_id()
 
-    with ray_tasks(cluster) as map:
+    with ray_tasks(ray_cluster) as map:
         found = list(map(where, range(40)))
         assert list(map(where, [])) == []
     assert [task for task, _ in found] == list(range(40))
@@ -108,7 +80,7 @@ def test_results_come_in_order_and_from_both_nodes(cluster: str) -> None:
 
 
 @needs_ray
-def test_a_dead_worker_loses_nothing(cluster: str, tmp_path: Path) -> None:
+def test_a_dead_worker_loses_nothing(ray_cluster: str, tmp_path: Path) -> None:
     def dies_once(task: int) -> int:
         mark = tmp_path / str(task)
         with mark.open("a") as attempts:
@@ -117,38 +89,41 @@ def test_a_dead_worker_loses_nothing(cluster: str, tmp_path: Path) -> None:
             os._exit(1)
         return task * task
 
-    with ray_tasks(cluster) as map:
+    with ray_tasks(ray_cluster) as map:
         assert list(map(dies_once, range(10))) == [task * task for task in range(10)]
     attempts = [len((tmp_path / str(task)).read_text()) for task in range(10)]
     assert all(n >= 1 + (task % 4 == 1) for task, n in enumerate(attempts))
 
 
 @needs_ray
-def test_a_worker_that_always_dies_is_one_sentence(cluster: str) -> None:
+def test_a_worker_that_always_dies_is_one_sentence(ray_cluster: str) -> None:
     def dies(task: int) -> None:
         os._exit(1)
 
-    with ray_tasks(cluster, max_retries=1) as map, pytest.raises(SplitgymError, match="Ray gave up on a run"):
+    with (
+        ray_tasks(ray_cluster, max_retries=1) as map,
+        pytest.raises(SplitgymError, match="Ray gave up on a run"),
+    ):
         list(map(dies, [0]))
 
 
 @needs_ray
-def test_errors_of_a_task_are_those_of_a_local_map(cluster: str) -> None:
+def test_errors_of_a_task_are_those_of_a_local_map(ray_cluster: str) -> None:
     task = Problem("llama2-70b", SMALL, engine="simpy").task(parse_design("Splitwise-HH"), (1, 1), 2.0)
     missing = replace(task, workload=parse("poisson:no-such-trace@1", part="all"))
     with pytest.raises(SplitgymError) as here:
         failures(missing)
-    with ray_tasks(cluster) as map, pytest.raises(SplitgymError) as there:
+    with ray_tasks(ray_cluster) as map, pytest.raises(SplitgymError) as there:
         list(map(failures, [task, missing]))
     assert type(there.value) is type(here.value) and str(there.value) == str(here.value)
 
 
 @needs_ray
-def test_traces_of_this_machine_go_along(cluster: str) -> None:
+def test_traces_of_this_machine_go_along(ray_cluster: str) -> None:
     trace = load("azure-conv-synth")
     task = Problem("llama2-70b", SMALL, engine="simpy").task(parse_design("Splitwise-HH"), (1, 1), 2.0)
     elsewhere = replace(task, workload=replace(task.workload, sources=("only-here",)))
-    with ray_tasks(cluster) as map:
+    with ray_tasks(ray_cluster) as map:
         longer = replace(trace, output_tokens=np.full_like(trace.output_tokens, 9))
         for sent in (trace, longer):
             found = list(Runs(map, sources={"only-here": sent}).apply(failures, [elsewhere]))
@@ -156,17 +131,17 @@ def test_traces_of_this_machine_go_along(cluster: str) -> None:
 
 
 @needs_ray
-def test_another_splitgym_is_refused(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_splitgym_is_refused(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale, "fingerprint", lambda: "another")
-    with ray_tasks(cluster) as map, pytest.raises(ConfigError, match="with another splitgym"):
+    with ray_tasks(ray_cluster) as map, pytest.raises(ConfigError, match="with another splitgym"):
         list(map(abs, [1]))
 
 
 @needs_ray
-def test_an_open_connection_is_used_and_left_open(cluster: str) -> None:
+def test_an_open_connection_is_used_and_left_open(ray_cluster: str) -> None:
     import ray
 
-    ray.init(cluster, log_to_driver=False)
+    ray.init(ray_cluster, log_to_driver=False)
     try:
         with ray_tasks("auto") as map:
             assert list(map(abs, [-1, -2])) == [1, 2]
@@ -176,7 +151,7 @@ def test_an_open_connection_is_used_and_left_open(cluster: str) -> None:
 
 
 @needs_ray
-def test_addresses_that_cannot_be_used(loopback: None) -> None:
+def test_addresses_that_cannot_be_used(ray_loopback: None) -> None:
     with socket.socket() as bound:  # and does not listen
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
