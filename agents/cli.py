@@ -13,6 +13,7 @@ from splitgym.errors import ConfigError
 
 if TYPE_CHECKING:
     from splitgym.evaluation import Contender
+    from splitgym.policy import Policy
 
 for _needed in ("torch", "stable_baselines3", "sb3_contrib"):
     # Found, not imported: torch takes seconds, and `splitgym evaluate` adds these commands too.
@@ -123,6 +124,13 @@ def contender(run: str, cluster: ClusterConfig) -> "Contender":
         raise ConfigError(f"policy {run} knows {known} machines, the cluster has {cluster.num_machines}")
     entrant = evaluation.contender(evaluation.load_agent(run, name=run), config)
     return replace(entrant, cluster=replace(cluster, confine=cluster_of(config).confine))
+
+
+def export(run: str, out: Path, *, which: str, name: str, onnx: bool) -> "Policy":
+    """`splitgym export RUN`: see `agents.export.export_run`."""
+    from agents.export import export_run
+
+    return export_run(run, out, which=which, name=name, onnx=onnx)
 
 
 def _say(outcome: Any) -> None:

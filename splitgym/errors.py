@@ -23,3 +23,7 @@ class ProfileError(SplitgymError):
 
 class ActionError(SplitgymError):
     """An action outside the action space. (One inside it that cannot be done now is mapped, not refused.)"""
+
+
+class PolicyError(SplitgymError):
+    """A policy bundle that cannot be trusted: something missing, changed, or of another version."""

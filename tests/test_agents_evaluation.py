@@ -11,7 +11,7 @@ th = pytest.importorskip("torch")
 from agents import demo  # noqa: E402
 from agents.cli import contender as by_command_line  # noqa: E402
 from agents.config import RunConfig, resolve  # noqa: E402
-from agents.evaluation import Agent, contender, load_agent, make_codec  # noqa: E402
+from agents.evaluation import Agent, contender, load_agent, machines_of, make_codec  # noqa: E402
 from agents.models import build_model  # noqa: E402
 from agents.task import SimulatorTask, cluster_of  # noqa: E402
 from agents.training import train  # noqa: E402
@@ -52,7 +52,7 @@ def config(env="routing", algo="maskable_ppo", **over) -> RunConfig:
 
 
 def fresh_agent(made: RunConfig, temperature=0.0) -> Agent:
-    size = made.cluster.num_machines
+    size = machines_of(made)
     codec = make_codec(made, size)
     th.manual_seed(0)
     model = build_model(made, observation_space(size), codec.space)

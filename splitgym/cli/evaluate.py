@@ -44,7 +44,8 @@ def evaluate(
         str,
         typer.Option(
             help="Comma-separated: a scheduler, with pool sizing (index+reactive), on other pools "
-            "(splitwise@h100-80gb:6P2T); vllm (no split, vLLM's batching); the run folder of an agent."
+            "(splitwise@h100-80gb:6P2T); vllm (no split, vLLM's batching); the run folder of an agent; a "
+            "policy bundle's folder or pretrained:NAME."
         ),
     ] = "splitwise,index,jsq-tokens",
     cluster: Machines = "h100-80gb:5P3T",

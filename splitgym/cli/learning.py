@@ -15,12 +15,12 @@ from splitgym.errors import SplitgymError
 if TYPE_CHECKING:
     from splitgym.evaluation import Contender
 
-LEARNING_COMMANDS = ("train", "tune", "export", "improve")
+LEARNING_COMMANDS = ("train", "tune", "improve")
 
 
 def add_learning_commands(to: typer.Typer) -> None:
     """Add `train` and its like where the checkout's `agents/` is there; elsewhere, say how to get them."""
-    found = _learning()
+    found = learning_commands()
     if isinstance(found, ModuleType):
         found.register(to)
         return
@@ -28,7 +28,7 @@ def add_learning_commands(to: typer.Typer) -> None:
         to.command(name, help=f"(not available here: {found})", hidden=True)(_unavailable(name, found))
 
 
-def _learning() -> ModuleType | str:
+def learning_commands() -> ModuleType | str:
     """The learning commands' module, or how to get it."""
     checkout = Path(__file__).resolve().parents[2]
     if not (checkout / "agents" / "cli.py").is_file():
@@ -46,13 +46,16 @@ def _learning() -> ModuleType | str:
 
 
 def contender_of(text: str, cluster: ClusterConfig) -> "Contender":
-    """A policy by name, or the agent of a run folder."""
-    from splitgym import evaluation, schedulers
+    """A policy by name, of a bundle, or the agent of a run folder."""
+    from splitgym import evaluation, policy, schedulers
+
+    if policy.is_bundle(text):
+        return policy.contender(text, cluster)
 
     known = {*schedulers.routing_names(), evaluation.VLLM}
     if "/" not in text.partition("@")[0] and (text in known or not Path(text).is_dir()):
         return evaluation.contender(text, cluster=cluster)
-    found = _learning()
+    found = learning_commands()
     if isinstance(found, str):
         raise SplitgymError(f"policy {text} is an agent, which {found}")
     agent: Contender = found.contender(text, cluster)

@@ -1,0 +1,32 @@
+"""Policy bundles: a folder with a manifest and weights that decides without torch and without pickle.
+
+>>> from splitgym import policy
+>>> policy.bundled_names()  # doctest: +SKIP
+('index-residual',)
+
+See docs/policy-bundle.md for the format.
+"""
+
+from splitgym.policy.bundle import NetworkPolicy, Policy, SchedulerPolicy, load
+from splitgym.policy.find import bundled_names, contender, is_bundle, locate
+from splitgym.policy.heuristics import export_heuristic
+from splitgym.policy.manifest import FORMAT, Action, Manifest, Partner, SchedulerSpec
+from splitgym.policy.save import write_bundle
+
+__all__ = [
+    "FORMAT",
+    "Action",
+    "Manifest",
+    "NetworkPolicy",
+    "Partner",
+    "Policy",
+    "SchedulerPolicy",
+    "SchedulerSpec",
+    "bundled_names",
+    "contender",
+    "export_heuristic",
+    "is_bundle",
+    "load",
+    "locate",
+    "write_bundle",
+]
