@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from splitgym import schedulers
 from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig, from_mapping
 from splitgym.envs.action import SizingActions, next_allowed
@@ -28,6 +27,7 @@ from splitgym.policy.manifest import (
     Scorer,
     parse_manifest,
 )
+from splitgym.policy.named import make_routing, make_sizing
 from splitgym.policy.runtimes import MlpRuntime, OnnxRuntime, Runtime, ScorerRuntime, Weights, as_observation
 from splitgym.types import RequestInfo
 from splitgym.view import ClusterView
@@ -169,12 +169,10 @@ class SchedulerPolicy(Policy):
         made = manifest.architecture
         assert isinstance(made, Heuristic)
         self.routing = self.sizing = None
-        # Weights travel beside the options; a scheduler that wants them takes them as tuples.
-        extra = {name: tuple(float(x) for x in array.ravel()) for name, array in arrays.items()}
         if made.routing is not None:
-            self.routing = schedulers.routing(made.routing.name, **made.routing.options, **extra)
+            self.routing = make_routing(made.routing, arrays)
         if made.sizing is not None:
-            self.sizing = schedulers.sizing(made.sizing.name, **made.sizing.options)
+            self.sizing = make_sizing(made.sizing)
 
     def reset(self, view: ClusterView, seed: int) -> None:
         for scheduler in (self.routing, self.sizing):

@@ -9,6 +9,7 @@ from splitgym.errors import PolicyError
 from splitgym.evaluation import Contender
 from splitgym.policy.bundle import NetworkPolicy, Policy, load
 from splitgym.policy.manifest import MANIFEST, SchedulerSpec
+from splitgym.policy.named import make_routing, make_sizing
 from splitgym.resources import shipped
 
 PRETRAINED = "pretrained:"
@@ -78,8 +79,8 @@ def complete(policy: Policy) -> tuple[schedulers.RoutingScheduler, schedulers.Si
     partner = policy.manifest.partner
     if not policy.routes:
         spec = partner.routing or SchedulerSpec("splitwise")
-        routing = schedulers.routing(spec.name, **spec.options)
+        routing = make_routing(spec)
     if not policy.resizes:
         spec = partner.sizing or SchedulerSpec("static")
-        sizing = schedulers.sizing(spec.name, **spec.options)
+        sizing = make_sizing(spec)
     return routing, sizing

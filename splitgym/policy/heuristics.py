@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from splitgym import schedulers
 from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig, to_mapping
 from splitgym.errors import PolicyError
 from splitgym.policy.bundle import Policy
 from splitgym.policy.golden import dump_request, dump_view, made_up_states
 from splitgym.policy.manifest import Action, Golden, Heuristic, Kind, Partner, SchedulerSpec
+from splitgym.policy.named import make_routing, make_sizing
 from splitgym.policy.runtimes import Weights
 from splitgym.policy.save import check_free, write_bundle
 
@@ -51,9 +51,8 @@ def export_heuristic(
     sizing = SchedulerSpec(sizing_name) if sizing_name else None
     kind: Kind = "joint" if routing and sizing else "routing" if routing else "pool_sizing"
     resolved = Cluster.resolve(cluster or ClusterConfig())
-    extra = {key: tuple(float(x) for x in array.ravel()) for key, array in (weights or {}).items()}
-    router = schedulers.routing(routing.name, **routing.options, **extra) if routing else None
-    sizer = schedulers.sizing(sizing.name) if sizing else None
+    router = make_routing(routing, weights) if routing else None
+    sizer = make_sizing(sizing) if sizing else None
     vectors: list[dict[str, Any]] = []
     for view, request in made_up_states(resolved, VECTORS):
         state = dump_view(view)
