@@ -264,7 +264,7 @@ def test_a_learned_residual_is_a_bundle_with_its_weights_bit_for_bit(tmp_path):
     flat = np.random.default_rng(0).normal(0, 1.0, size(4))
     bundle = policy.export_heuristic("residual", tmp_path / "b", name="grown", weights={"weights": flat})
     assert bundle.name == "grown" and np.array_equal(bundle.routing.params, flat)
-    own = schedulers.routing("residual", weights=tuple(flat))
+    own = schedulers.Residual(weights=tuple(flat.tolist()))
     for view, request in made_up_states(Cluster.resolve(LARGE), 20):
         assert bundle.route(view, request) == own.route(view, request)
 
