@@ -52,6 +52,9 @@ class BatchingConfig:
     max_tasks: int = Field(default=512, ge=1)
     max_passed_over: int = Field(default=4, ge=1)
     """A token task passed over this many times goes first."""
+    ageing: Literal["decodes", "all"] = "decodes"
+    """Who ages by being passed over. `decodes`: token tasks that prompts leave out. `all`: every task that
+    waits, prompts too, in SplitwiseSim's line; memory is then taken by who is chosen, not FCFS."""
 
 
 @dataclass(frozen=True, config=STRICT)

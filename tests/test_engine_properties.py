@@ -23,7 +23,7 @@ faults = st.lists(
 
 
 @st.composite
-def clusters(draw):
+def clusters(draw, ageing=("decodes", "all")):
     pools = draw(st.sampled_from(["PT", "MM", "PTM", "PPTT", "PTTM", "MMM"]))
     profile = tiny_profile(
         capacity=draw(st.integers(176, 600)),
@@ -40,6 +40,7 @@ def clusters(draw):
         max_prompt_tokens=draw(st.sampled_from([1, 64, 2048])),
         max_tasks=draw(st.sampled_from([1, 4, 512])),
         max_passed_over=draw(st.integers(1, 4)),
+        ageing=draw(st.sampled_from(ageing)),
         kv_reserve=draw(st.sampled_from(["at_decode", "at_transfer"])),
         confine=draw(st.booleans()),
         switch_delay_s=draw(st.sampled_from([0.0, 0.3])),
@@ -121,6 +122,7 @@ def test_conservation(cluster, rows, seed):
         assert machine.promised == 0
         assert (machine.queued_ns, machine.queued_prompt_tokens, machine.inbound_prompt_tokens) == (0, 0, 0)
         assert not machine.has_prompt_work and not machine.has_token_work and not machine.outbound
+        assert not getattr(machine, "line", None)
     assert all(not flights for flights in engine.network.in_flight)
     assert (outcomes.busy_ns <= outcomes.up_ns).all()
     assert (outcomes.prompt_busy_ns <= outcomes.busy_ns).all()

@@ -5,13 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_engine_properties import clusters, requests
-from tiny import tiny_trace
+from tiny import tiny_cluster, tiny_trace
 
 from splitgym import schedulers
+from splitgym.errors import ConfigError
+from splitgym.sim import make_engine
 from splitgym.sim.compiled_engine import CompiledEngine
 from splitgym.sim.outcomes import Outcomes
-from splitgym.sim.simpy_engine import simpy_engine
+from splitgym.sim.simpy_engine import SimpyEngine, simpy_engine
 from splitgym.types import DecisionKind
+
+COMPILED = ("decodes",)
+"""`ageing: all` is the specification's alone."""
 
 
 def snapshot(view):
@@ -41,7 +46,7 @@ def assert_same(spec: Outcomes, fast: Outcomes) -> None:
 
 
 @settings(max_examples=150)
-@given(cluster=clusters(), rows=requests, seed=st.integers(0, 2**32 - 1))
+@given(cluster=clusters(COMPILED), rows=requests, seed=st.integers(0, 2**32 - 1))
 def test_random_decisions(cluster, rows, seed):
     trace = tiny_trace(*rows)
     spec, fast = simpy_engine(cluster, record=True), CompiledEngine(cluster, record=True)
@@ -55,7 +60,7 @@ def test_random_decisions(cluster, rows, seed):
 
 @settings(max_examples=60)
 @given(
-    cluster=clusters(),
+    cluster=clusters(COMPILED),
     rows=requests,
     routing=st.sampled_from(schedulers.routing_names()),
     sizing=st.sampled_from(schedulers.sizing_names()),
@@ -84,7 +89,7 @@ def test_a_scheduler_in_plain_python_works_with_both():
             self.turn += 1
             return self.turn % 2, 1
 
-    from tiny import Moves, tiny_cluster
+    from tiny import Moves
 
     trace = tiny_trace(*[(0.05 * i, 30 + i, 5) for i in range(40)])
     outcomes = []
@@ -97,7 +102,7 @@ def test_a_scheduler_in_plain_python_works_with_both():
 
 
 def test_arrays_grow(monkeypatch):
-    from tiny import Fixed, Moves, tiny_cluster
+    from tiny import Fixed, Moves
 
     monkeypatch.setattr("splitgym.sim.compiled_engine.FIRST_SLOTS", 2)
     trace = tiny_trace(*[(0.001 * i, 20, 900) for i in range(120)])
@@ -129,3 +134,10 @@ def test_shipped_profiles(name, machines, rule):
         outcomes.append((run.outcomes(), sorted(run.events)))
     assert outcomes[0][1] == outcomes[1][1]
     assert_same(outcomes[0][0], outcomes[1][0])
+
+
+def test_ageing_of_all_tasks_runs_on_the_specification():
+    cluster = tiny_cluster("M", ageing="all")
+    with pytest.raises(ConfigError, match="use engine simpy"):
+        CompiledEngine(cluster)
+    assert isinstance(make_engine(cluster), SimpyEngine)

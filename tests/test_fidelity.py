@@ -69,9 +69,10 @@ def phases() -> dict[str, list[dict[str, str]]]:
     return {k: sorted(v, key=lambda row: float(row["arrival_timestamp"])) for k, v in found.items()}
 
 
-def without_ageing(case: Case, tables: Tables) -> reference.Ours:
+def under_the_papers_rule(case: Case, tables: Tables, **batching: int) -> reference.Ours:
+    """The setup with our default batching in place of theirs."""
     cluster = case.setup.cluster(tables)
-    config = replace(cluster.config, batching=BatchingConfig(max_passed_over=NEVER_PASSED_OVER))
+    config = replace(cluster.config, batching=BatchingConfig(**batching))
     return reference.run(case, tables, replace(cluster, config=config))
 
 
@@ -86,6 +87,21 @@ def test_small_cases_agree_exactly(micro: Lazy, group: str) -> None:
     for c in found:
         assert (c.verdict, c.requests_that_differ) == (AGREES, 0), c.case.name
         assert max(c.ttft_difference, c.e2e_difference) < 1e-7
+
+
+@needs_originals
+@pytest.mark.parametrize("group", ["m03b", "m05_", "m05c", "m10_", "m10c"])
+def test_bursts_and_full_memory_agree_exactly_on_baselines(micro: Lazy, group: str) -> None:
+    found = [c for c in micro.of(group) if c.case.setup.baseline]
+    assert len(found) >= 2
+    for c in found:
+        assert (c.verdict, c.requests_that_differ) == (AGREES, 0), c.case.name
+
+
+@needs_originals
+def test_bursts_agree_exactly_on_split_clusters_too(micro: Lazy) -> None:
+    found = [c for c in micro.of("m03b") if not c.case.setup.baseline]
+    assert len(found) == 6 and all(c.exact for c in found)
 
 
 @needs_originals
@@ -192,43 +208,47 @@ def test_2_and_12_our_tbt_divides_by_the_gaps() -> None:
 
 
 @needs_originals
-def test_3_ageing_explains_the_burst_on_a_baseline(
+def test_3_the_papers_rule_does_not_starve_the_decodes_of_a_burst(
     cases: dict[str, Case], micro: Lazy, tables: Tables
 ) -> None:
-    """Theirs starves the decodes; ours runs those passed over 4 times, and agrees once that rule is off."""
-    for name in ("m03b_burst50_1ms bloom-176b 1base_A", "m03b_burst50_1ms bloom-176b 1base_H"):
-        case = cases[name]
-        assert (micro[name].verdict, micro[name].oddities) == (NAMED, (3,))
-        off = without_ageing(case, tables)
-        if name.endswith("A"):
-            assert off.ttft_s == pytest.approx(case.ttft_s, rel=1e-6)
-            assert off.e2e_s == pytest.approx(case.e2e_s, rel=1e-6)
-        first = int(case.output_tokens.argmin())
-        assert reference.run(case, tables).e2e_s[first] <= case.e2e_s[first] * (1 + 1e-6)
-
-
-@needs_originals
-def test_3_ageing_explains_the_baseline_near_saturation(cases: dict[str, Case], tables: Tables) -> None:
-    case = cases["llama_H_4p0t_token_jsq_conv18_2min"]
-    found = reference.compare(case, tables)
-    assert found.oddities == (3,) and not found.exact
-    off = without_ageing(case, tables)
-    # The nanoseconds of two minutes without a pause: a little more than 1e-6 of the shortest TTFTs.
-    assert off.ttft_s == pytest.approx(case.ttft_s, rel=3e-6)
+    """Ours by default runs those passed over 4 times; where it does not, it agrees with theirs here."""
+    name = "m03b_burst50_1ms bloom-176b 1base_A"
+    case = cases[name]
+    assert micro[name].exact  # the setup has theirs' line
+    ours = under_the_papers_rule(case, tables)
+    short = np.argsort(case.output_tokens, kind="stable")[1:5]
+    assert np.all(ours.e2e_s[short] < 0.95 * case.e2e_s[short])
+    off = under_the_papers_rule(case, tables, max_passed_over=NEVER_PASSED_OVER)
+    assert off.ttft_s == pytest.approx(case.ttft_s, rel=1e-6)
     assert off.e2e_s == pytest.approx(case.e2e_s, rel=1e-6)
 
 
 @needs_originals
-def test_3_its_guard_lets_the_youngest_prompts_jump_the_queue(
-    micro: Lazy, phases: dict[str, list[dict[str, str]]]
+def test_3_a_baseline_near_saturation_agrees_and_under_the_papers_rule_does_not(
+    cases: dict[str, Case], tables: Tables
+) -> None:
+    case = cases["llama_H_4p0t_token_jsq_conv18_2min"]
+    found = reference.compare(case, tables)
+    assert found.verdict == AGREES and found.largest_percentile_difference < 1e-6
+    # The nanoseconds of two minutes without a pause: a little more than 1e-6 of the shortest TTFTs.
+    assert found.ttft_difference < 3e-6 and found.e2e_difference < 1e-6
+    ours = under_the_papers_rule(case, tables)
+    assert np.quantile(ours.ttft_s, 0.99) > 1.01 * np.quantile(case.ttft_s, 0.99)
+
+
+@needs_originals
+def test_3_its_guard_lets_young_prompts_jump_the_queue(
+    cases: dict[str, Case], tables: Tables, phases: dict[str, list[dict[str, str]]]
 ) -> None:
     """Memory pressure on a baseline: 12 prompts before the first decode, and prompt 8 before prompt 7."""
     name = "m05_mem_pressure bloom-176b 1base_A"
     rows = phases[name]
     assert float(rows[8]["prompt_start"]) < float(rows[7]["prompt_start"])
     assert float(rows[0]["token_start"]) == float(rows[11]["prompt_end"])
-    found = micro[name]
-    assert found.verdict == NAMED and found.oddities[0] == 3
+    case = cases[name]
+    ours = under_the_papers_rule(case, tables)
+    assert np.all(np.diff(case.arrival_s + ours.ttft_s) > 0)  # FCFS
+    assert np.median(ours.e2e_s / case.e2e_s) < 0.9
 
 
 @needs_originals
@@ -359,3 +379,15 @@ def test_11_our_transfer_starts_when_memory_frees() -> None:
     engine.run_until_decision()
     out = engine.outcomes()
     assert out.transfer_start_ns[1] == out.finish_ns[0]
+
+
+@needs_originals
+def test_13_prompts_that_fill_the_memory_of_their_outputs_do_not_block_a_machine(tables: Tables) -> None:
+    """4 prompts leave 1,230 KV tokens, and every output needs more: theirs would never decode."""
+    arrival, nothing = 1 + np.arange(4) / 1000, np.full(4, np.nan)
+    prompt, output = np.full(4, 22_000), np.full(4, 2_500)
+    setup = reference.parse_setup("bloom-176b", "1base_A")
+    case = Case("full", "micro", setup, arrival, prompt, output, nothing, nothing)
+    found = reference.compare(case, tables)
+    assert (found.verdict, found.oddities) == (NAMED, (13,))
+    assert not np.isnan(reference.run(case, tables).e2e_s).any()

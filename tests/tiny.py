@@ -70,14 +70,16 @@ def tiny_profile(
 def tiny_cluster(pools: str, profile: Profile | None = None, **fields) -> Cluster:
     """A cluster of tiny machines: `pools` such as "PT" or "MM"; `fields` go to the configuration.
 
-    `mode`, `shared` and `overlap_min_tokens` go to the transfer, `max_prompt_tokens`, `max_tasks` and
-    `max_passed_over` to the batching; `vllm` holds the options of vLLM's batching instead.
+    `mode`, `shared` and `overlap_min_tokens` go to the transfer, `max_prompt_tokens`, `max_tasks`,
+    `max_passed_over` and `ageing` to the batching; `vllm` holds the options of vLLM's batching instead.
     """
     profile = profile or tiny_profile()
     names = {"P": "prompt", "T": "token", "M": "mixed"}
     transfer = {k: fields.pop(k) for k in ("mode", "shared", "overlap_min_tokens") if k in fields}
     batching = {
-        k: fields.pop(k) for k in ("max_prompt_tokens", "max_tasks", "max_passed_over") if k in fields
+        k: fields.pop(k)
+        for k in ("max_prompt_tokens", "max_tasks", "max_passed_over", "ageing")
+        if k in fields
     }
     transfer.setdefault("mode", "serial")
     vllm = fields.pop("vllm", None)

@@ -20,10 +20,13 @@ def make_engine(
     """An engine by name; see `splitgym.sim.engine.Engine` for what None means.
 
     Raises:
-        ConfigError: no engine of that name, or `compiled` for token iterations under a nanosecond.
+        ConfigError: no engine of that name, or `compiled` for token iterations under a nanosecond or with
+            `ageing: all`.
     """
     if engine == "auto":
-        engine = "compiled" if int(cluster.tables.token_base.min()) >= 1 << TICK_BITS else "simpy"
+        specified = getattr(cluster.config.batching, "ageing", "decodes") == "all"
+        long_enough = int(cluster.tables.token_base.min()) >= 1 << TICK_BITS
+        engine = "compiled" if long_enough and not specified else "simpy"
     if engine == "compiled":
         from splitgym.sim.compiled_engine import CompiledEngine
 

@@ -41,6 +41,10 @@ class CompiledEngine:
     ):
         if int(cluster.tables.token_base.min()) < 1 << 16:
             raise ConfigError("the compiled engine needs token iterations of at least 1 ns: use engine simpy")
+        if getattr(cluster.config.batching, "ageing", "decodes") != "decodes":
+            raise ConfigError(
+                "the compiled engine has no batching with ageing of all tasks: use engine simpy"
+            )
         self.cluster = cluster
         self.routing = routing
         self.sizing = sizing

@@ -15,8 +15,10 @@ from typing import Any
 import simpy
 
 from splitgym.cluster import Cluster
+from splitgym.config import VllmBatchingConfig
 from splitgym.errors import ActionError
 from splitgym.schedulers.protocol import RoutingScheduler, SizingScheduler
+from splitgym.sim.ageing import AgeingRules
 from splitgym.sim.job import Job, Phase
 from splitgym.sim.machine import Machine
 from splitgym.sim.network import Transfer
@@ -324,6 +326,10 @@ class SimpyEngine(Rules):
             self.events.append((self.now_ns, kind, request, machine))
 
 
+class AgeingSimpyEngine(AgeingRules, SimpyEngine):
+    """The same cluster with machines where every task that waits ages."""
+
+
 class VllmSimpyEngine(VllmRules, SimpyEngine):
     """The same cluster with machines that batch as vLLM does."""
 
@@ -335,5 +341,10 @@ def simpy_engine(
     record: bool = False,
 ) -> SimpyEngine:
     """The engine for the cluster's batching rule; arguments as `SimpyEngine`."""
-    kind = VllmSimpyEngine if cluster.config.batching.rule == "vllm" else SimpyEngine
+    batching = cluster.config.batching
+    kind: type[SimpyEngine] = SimpyEngine
+    if isinstance(batching, VllmBatchingConfig):
+        kind = VllmSimpyEngine
+    elif batching.ageing == "all":
+        kind = AgeingSimpyEngine
     return kind(cluster, routing, sizing, record)

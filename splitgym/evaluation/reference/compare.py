@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from splitgym import schedulers
 from splitgym.cluster import Cluster
 from splitgym.evaluation.reference.cases import Case
-from splitgym.evaluation.reference.oddities import Onsets, Watch, onsets_of_inputs
+from splitgym.evaluation.reference.oddities import Onsets, onsets_of_inputs, watch
 from splitgym.evaluation.reference.setup import REFERENCE_MACHINE, Tables
 from splitgym.metrics import KINDS, percentiles
 from splitgym.slo import NINE_SLOS, PERCENTILES
@@ -87,7 +87,7 @@ def run(case: Case, tables: Tables, cluster: Cluster | None = None) -> Ours:
             name=case.name,
             provenance={"source": "results of the open simulator"},
         )
-        engine = Watch(cluster, case.setup.routing, schedulers.sizing("static"), onsets)
+        engine = watch(cluster, case.setup.routing, schedulers.sizing("static"), onsets)
         engine.reset(trace)
         engine.run_until_decision()
         out = engine.outcomes()
@@ -108,7 +108,8 @@ def compare(case: Case, tables: Tables) -> Comparison:
     e2e = _relative(ours.e2e_s, case.e2e_s)
     differ = (ttft > EXACT) | (e2e > EXACT)
     moment = np.where(ttft > EXACT, np.fmin(ours.ttft_s, case.ttft_s), np.fmin(ours.e2e_s, case.e2e_s))
-    # A request without any result (refused by us, never completed by them) differs from its arrival on.
+    # A request that they never completed differs when ours does; one that we refused, from its arrival on.
+    moment = np.where(np.isnan(case.e2e_s), ours.e2e_s, moment)
     moment = case.arrival_s + np.nan_to_num(moment, nan=0.0)
     first = float(moment[differ].min()) if differ.any() else np.nan
     shifts, slos_ours, slos_theirs = _percentiles(case, ours, tables)

@@ -16,21 +16,22 @@ from splitgym.schedulers.protocol import RoutingScheduler, SizingScheduler
 from splitgym.sim.job import Job
 from splitgym.sim.machine import Iteration, Machine
 from splitgym.sim.pools import present_pool
-from splitgym.sim.simpy_engine import SimpyEngine
+from splitgym.sim.simpy_engine import AgeingSimpyEngine, SimpyEngine
 from splitgym.trace import Trace
 from splitgym.types import NS_PER_S, Pool
 
-AGEING, LONG_PROMPT, GOING_HOME, INPUTS, TOO_LARGE, ONE_MACHINE, POLLING = 3, 4, 5, 6, 7, 9, 11
+LONG_PROMPT, GOING_HOME, INPUTS, TOO_LARGE, ONE_MACHINE, POLLING, DEADLOCK = 4, 5, 6, 7, 9, 11, 13
 CAUSES = {
-    AGEING: "a task is passed over 4 times: theirs starves it or lets later prompts jump the queue",
     LONG_PROMPT: "a prompt beyond the batch limit waits for a decoding machine's batch to change by itself",
-    GOING_HOME: "theirs leaves the mixed pool when idle and only then; ours when foreign work has drained",
+    GOING_HOME: "a machine is in theirs' mixed pool from its conversion until it is idle; in ours while it "
+    "works for both phases",
     INPUTS: "simultaneous arrivals, an arrival at time 0 or an output of 1 token",
     TOO_LARGE: "a request that fits no machine blocks the queue for ever; ours refuses it",
     ONE_MACHINE: "kv_token_jsq gives everything to one machine",
-    POLLING: "memory is full: theirs retries transfers every whole second, lets others pass; ours is FCFS",
+    POLLING: "memory is full: theirs retries transfers every whole second; ours start when memory frees",
+    DEADLOCK: "prompts fill the memory that their outputs need: theirs hangs, ours restarts the youngest",
 }
-"""The oddities that change results. Tables, definitions and the oracle settle 1, 2, 8, 12; 10 is right."""
+"""The oddities that change results. Tables, definitions and options settle 1, 2, 3, 8, 12; 10 is right."""
 
 
 @dataclass
@@ -72,21 +73,13 @@ def onsets_of_inputs(case: Case, too_large: np.ndarray) -> Onsets:
     return found
 
 
-class Watch(SimpyEngine):
+class _Watching(SimpyEngine):
     """The specification engine, unchanged, with somebody who notes when an oddity would bite."""
 
-    def __init__(
-        self, cluster: Cluster, routing: RoutingScheduler, sizing: SizingScheduler, onsets: Onsets
-    ) -> None:
-        super().__init__(cluster, routing, sizing)
-        self.onsets = onsets
+    onsets: Onsets
 
     def reset(self, trace: Trace, seed: int = 0) -> None:
         super().reset(trace, seed)
-        batching = self.cluster.config.batching
-        assert isinstance(batching, BatchingConfig)
-        self._limit, self._max_prompt_tokens = batching.max_passed_over, batching.max_prompt_tokens
-        self._passes: dict[Job, int] = {}
         self._theirs_mixed = [False] * len(self.machines)
 
     def _route(self, job: Job, prompt_machine: int, token_machine: int) -> None:
@@ -95,24 +88,20 @@ class Watch(SimpyEngine):
             home = self.home[other.index]
             if home is not Pool.MIXED and (present_pool(other, home) is Pool.MIXED) != theirs:
                 self.onsets.mark(GOING_HOME, now)
+        if prompt_machine == token_machine and not self._theirs_mixed[prompt_machine]:
+            # With no machine left in the other pool it may be theirs' last resort, which moves nobody.
+            opposite = Pool.TOKEN if self.home[prompt_machine] is Pool.PROMPT else Pool.PROMPT
+            left = [m for m, home in enumerate(self.home) if home is opposite and not self._theirs_mixed[m]]
+            if Pool.MIXED not in self.home and not left:
+                self.onsets.mark(GOING_HOME, now)
         iteration = machine.iteration
         decoding = iteration is not None and not iteration.prompts
-        too_long = job.prompt_tokens > self._max_prompt_tokens
+        too_long = job.prompt_tokens > self.cluster.config.batching.max_prompt_tokens
         if too_long and decoding and prompt_machine != token_machine:
             self.onsets.mark(LONG_PROMPT, now)
         super()._route(job, prompt_machine, token_machine)
         self._theirs_mixed[prompt_machine] |= self.home[prompt_machine] is Pool.TOKEN
         self._theirs_mixed[token_machine] |= self.home[token_machine] is Pool.PROMPT
-
-    def _begin(self, machine: Machine, iteration: Iteration) -> int:
-        duration_ns = super()._begin(machine, iteration)
-        for job in (*machine.prompt_queue, *machine.output_waiters):
-            self._passes[job] = passes = self._passes.get(job, 0) + 1
-            if passes >= self._limit:
-                self.onsets.mark(AGEING, self.now_ns)
-        if iteration.prompts and any(job.passed_over >= self._limit for job in machine.batch):
-            self.onsets.mark(AGEING, self.now_ns)
-        return duration_ns
 
     def _end(self, machine: Machine, iteration: Iteration) -> None:
         super()._end(machine, iteration)
@@ -124,18 +113,29 @@ class Watch(SimpyEngine):
             self.onsets.mark(INPUTS, self.now_ns)
         super()._end_prompt(machine, job)
 
-    def _reserve_prompt(self, machine: Machine, job: Job) -> bool:
-        reserved = super()._reserve_prompt(machine, job)
-        if not reserved:
-            self.onsets.mark(POLLING, self.now_ns)
-        return reserved
-
-    def _grant(self, machine: Machine) -> None:
-        super()._grant(machine)
-        if machine.output_waiters:
-            self.onsets.mark(POLLING, self.now_ns)
-
     def _ask_transfer(self, job: Job) -> None:
         super()._ask_transfer(job)
         if job.waiting:
             self.onsets.mark(POLLING, self.now_ns)
+
+    def _break_deadlock(self, machine: Machine) -> bool:
+        broken = super()._break_deadlock(machine)
+        if broken:
+            self.onsets.mark(DEADLOCK, self.now_ns)
+        return broken
+
+
+class _AgeingWatch(_Watching, AgeingSimpyEngine):
+    pass
+
+
+def watch(
+    cluster: Cluster, routing: RoutingScheduler, sizing: SizingScheduler, onsets: Onsets
+) -> SimpyEngine:
+    """The specification engine for a cluster under the paper's rule; marks `onsets` as it runs."""
+    batching = cluster.config.batching
+    assert isinstance(batching, BatchingConfig)
+    kind = _AgeingWatch if batching.ageing == "all" else _Watching
+    engine = kind(cluster, routing, sizing)
+    engine.onsets = onsets
+    return engine

@@ -1,8 +1,8 @@
 """The open simulator's setup, as data and options of ours: time tables, cluster, scheduler.
 
 Nothing here is a rule. SplitwiseSim's choices that differ from the paper's (or from real hardware) are values
-of options that any user can set: `raw_tables` and `kv_bytes_per_token` of a profile, `transfer`, `kv_reserve`
-and `oracle` of a cluster, `oracle` of the scheduler.
+of options that any user can set: `raw_tables` and `kv_bytes_per_token` of a profile, `transfer`, `batching`,
+`kv_reserve` and `oracle` of a cluster, `oracle` of the scheduler.
 """
 
 import csv
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from splitgym import schedulers
 from splitgym.cluster import Cluster
-from splitgym.config import ClusterConfig, MachineGroup, SloConfig, TransferConfig, make
+from splitgym.config import BatchingConfig, ClusterConfig, MachineGroup, SloConfig, TransferConfig, make
 from splitgym.errors import ConfigError, ProfileError
 from splitgym.profile import Profile
 from splitgym.profile.load import from_content
@@ -220,6 +220,7 @@ class Setup:
                 mode="serial", shared=False, bandwidth_bytes_per_s=LINK_BYTES_PER_S * faster
             ),
             slo=SloConfig(reference_machine=REFERENCE_MACHINE, reference_tensor_parallel=GPUS),
+            batching=BatchingConfig(ageing="all"),
             kv_reserve="at_decode",
             oracle=True,
         )

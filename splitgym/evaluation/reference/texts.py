@@ -5,8 +5,8 @@ INTRODUCTION = """## Agreement with the paper's simulator
 `splitgym validate` runs cases that SplitwiseSim, the simulator published with the Splitwise paper, has run
 unmodified, with our specification engine under SplitwiseSim's setup: its time tables as a profile
 (`raw_tables`), a contention-free serial link of 200 GiB/s, its KV bytes per token, outputs reserved at the
-first decode, output lengths known (`oracle`). All of it is data and options that anyone can set; no rule
-knows about the reference.
+first decode, its line of waiting tasks (`ageing: all`), output lengths known (`oracle`). All of it is data
+and options that anyone can set; no rule knows about the reference.
 
 A case agrees when every request's TTFT and E2E do, to {exact:g} relative; a run of many requests also when
 p50, p90 and p99 of TTFT, TBT and E2E agree to {close:.1%} with the same verdict on all nine SLOs. Where
@@ -36,9 +36,11 @@ ODDITIES = (
     ("2, 12", "TBT divides by the output", "by output - 1"),
     (
         "3",
-        "ageing does not work: the guard looks at the head of a queue whose order has changed under it; "
-        "decodes starve while requests arrive, and prompts of the youngest requests jump the queue",
-        "a token task passed over 4 times goes first; prompts stay FCFS",
+        "ageing does not work: prompts age too, and the guard looks at the head of a line whose order has "
+        "changed under it, so decodes starve while requests arrive and young prompts jump the queue; memory "
+        "goes to prompts before outputs that wait for it",
+        "a token task passed over 4 times goes first, prompts and memory are FCFS; theirs is the option "
+        "`ageing: all`, which the setup here sets",
     ),
     (
         "4",
@@ -49,8 +51,8 @@ ODDITIES = (
     (
         "5",
         "a machine leaves the mixed pool when it is idle, though a cache may be on its way to it, and stays "
-        "while it has work of its own kind",
-        "it leaves when the foreign work has drained",
+        "while it has work of its own kind; one that gets a whole request as the last resort does not enter",
+        "it is in it while it works for both phases",
     ),
     (
         "6",
@@ -68,9 +70,13 @@ ODDITIES = (
     ("10", "the second of two simultaneous prompts is not batched with the first", "the same"),
     (
         "11",
-        "a transfer to a full machine is retried every whole second; prompts pass requests that wait for "
-        "memory",
-        "FCFS when memory frees",
+        "a transfer to a full machine is retried every whole second",
+        "it starts when memory frees, FCFS",
+    ),
+    (
+        "13",
+        "prompts can fill the memory that their outputs need: the machine hangs for ever",
+        "the youngest of them restarts",
     ),
 )
 """Number, what SplitwiseSim does, what ours does."""
