@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from splitgym.cli import data, deploy, design, evaluate, fidelity
+from splitgym.cli import data, deploy, design, engine, evaluate, fidelity
 from splitgym.cli.learning import add_learning_commands
 from splitgym.errors import SplitgymError
 
@@ -20,6 +20,7 @@ app.command()(design.characterize)
 app.command()(design.provision)
 app.command()(fidelity.validate)
 app.command()(deploy.export)
+app.command()(engine.engine)
 
 trace_app = typer.Typer(help="Traces of requests.", no_args_is_help=True)
 trace_app.command("fetch")(data.trace_fetch)

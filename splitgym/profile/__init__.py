@@ -1,6 +1,6 @@
 """Profiles: what a model costs on a machine type."""
 
-from splitgym.profile.load import from_content, load, load_file, machine_names, model_names, names
+from splitgym.profile.load import find, from_content, load, load_file, machine_names, model_names, names
 from splitgym.profile.profile import Curve, Profile, stack_tables
 from splitgym.profile.roofline import Efficiency, roofline
 from splitgym.profile.specs import MachineSpec, ModelSpec, machines, models
@@ -13,6 +13,7 @@ __all__ = [
     "ModelSpec",
     "Profile",
     "ProfileTables",
+    "find",
     "from_content",
     "load",
     "load_file",

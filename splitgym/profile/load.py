@@ -179,6 +179,24 @@ def load(model: str, machine: str, tensor_parallel: int = 8) -> Profile:
     )
 
 
+def find(text: str) -> Profile:
+    """A profile by MODEL/MACHINE, MODEL/MACHINE/tpN, a shipped file's name, or the path of a profile file.
+
+    Raises:
+        ProfileError: nothing of that name, or another form.
+    """
+    if text.endswith((".json", ".yaml", ".yml")):
+        return load_file(text)
+    parts = text.rsplit("_", 2) if text in names() else text.split("/")
+    gpus = parts[2].removeprefix("tp") if len(parts) == 3 else "8"
+    if len(parts) not in (2, 3) or not gpus.isdigit():
+        raise ProfileError(
+            f"profile {text!r}: write MODEL/MACHINE such as bloom-176b/h100-80gb, MODEL/MACHINE/tp4, "
+            "or the path of a profile file"
+        )
+    return load(parts[0], parts[1], int(gpus))
+
+
 def load_file(path: str | Path) -> Profile:
     """A profile from a JSON or YAML file (format: profiles/README.md).
 

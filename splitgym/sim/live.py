@@ -214,6 +214,8 @@ class Live(SimpyEngine):
 
     def _arrive(self, request: LiveRequest) -> None:
         if request.cancelled:
+            if request.source is not None:
+                self._forget(request.source)
             return
         if request.kind is Kind.TOKEN:
             if self._pull(request):
@@ -242,7 +244,10 @@ class Live(SimpyEngine):
             peer.outbound[job] = None
         else:
             parked = request.source.job
-            if parked is None or parked.phase is not Phase.SHIPPING or request.source.machine == target.index:
+            if parked is None or parked.phase is not Phase.SHIPPING:
+                return False
+            if request.source.machine == target.index:  # nothing to ship: it computes anew, as the rules do
+                self._forget(request.source)
                 return False
             job = parked
             self._promise(job, -1)

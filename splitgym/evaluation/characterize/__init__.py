@@ -16,11 +16,11 @@ from splitgym.evaluation.characterize.phases import (
     PowerOverTime,
     characterize,
     facts,
-    find,
     simulate_power,
 )
 from splitgym.evaluation.characterize.plots import write_plots
 from splitgym.evaluation.characterize.report import as_json, print_tables, write_files
+from splitgym.profile import find
 
 __all__ = [
     "CONTEXT_TOKENS",

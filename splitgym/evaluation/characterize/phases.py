@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from splitgym import profile as profiles
 from splitgym import schedulers
 from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig, MachineGroup
@@ -145,24 +144,6 @@ def characterize(profile: Profile, context_tokens: int = CONTEXT_TOKENS) -> Char
         prompt_tokens=np.array(sorted(grid | knots), np.int64),
         batch=np.arange(1, min(MAX_BATCH, capacity // context_tokens) + 1),
     )
-
-
-def find(text: str) -> Profile:
-    """A profile by MODEL/MACHINE, MODEL/MACHINE/tpN, a shipped file's name, or the path of a profile file.
-
-    Raises:
-        ProfileError: nothing of that name, or another form.
-    """
-    if text.endswith((".json", ".yaml", ".yml")):
-        return profiles.load_file(text)
-    parts = text.rsplit("_", 2) if text in profiles.names() else text.split("/")
-    gpus = parts[2].removeprefix("tp") if len(parts) == 3 else "8"
-    if len(parts) not in (2, 3) or not gpus.isdigit():
-        raise ProfileError(
-            f"profile {text!r}: write MODEL/MACHINE such as bloom-176b/h100-80gb, MODEL/MACHINE/tp4, "
-            "or the path of a profile file"
-        )
-    return profiles.load(parts[0], parts[1], int(gpus))
 
 
 def simulate_power(

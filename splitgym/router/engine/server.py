@@ -1,0 +1,385 @@
+"""The HTTP server of one simulated engine."""
+
+import asyncio
+import json
+import logging
+import socket
+import struct
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from hmac import compare_digest
+from typing import Any
+
+from aiohttp import web
+
+import splitgym
+from splitgym.router.engine import answers
+from splitgym.router.engine.caches import Caches, SideChannel, Ticket
+from splitgym.router.engine.call import Call, Model, Part, chat_call, completion_call
+from splitgym.router.engine.clock import RealTime
+from splitgym.router.engine.faults import Fate, Faults
+from splitgym.router.engine.metrics import EngineMetrics
+from splitgym.router.engine.options import EngineOptions
+from splitgym.router.engine.protocol import (
+    ChatBody,
+    CompletionBody,
+    Refusal,
+    chat_body,
+    completion_body,
+    internal_error,
+    parse_json,
+    tokenize_body,
+)
+from splitgym.router.engine.text import render_chat, tokenize
+from splitgym.sim.live import Kind, LiveRequest
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 64 << 20
+_SSE = {"Content-Type": "text/event-stream; charset=utf-8"}
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class EngineServer:
+    """One engine.
+
+    Args:
+        index: its machine in the live engine.
+        options: of the process.
+        time: moves the live engine.
+        caches: that it holds for others.
+        side: the way to the caches of others.
+        model: what it serves.
+        kv_bytes_per_token: size of a cache.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        options: EngineOptions,
+        time_: RealTime,
+        caches: Caches,
+        side: SideChannel,
+        model: Model,
+        kv_bytes_per_token: int,
+    ):
+        self.index = index
+        self.options = options
+        self.caches = caches
+        self.model = model
+        self.faults = Faults(options.seed + index)
+        machine = time_.live.machines[index]
+        self.metrics = EngineMetrics(machine, time_, model.name, model.max_model_len)
+        self.recorded: list[LiveRequest] = []
+        self._role = options.role(index)
+        self._time = time_
+        self._side = side
+        self._kv_bytes_per_token = kv_bytes_per_token
+        self._block_size = getattr(options.batching, "block_size", 16)
+        self._blocks_given = 0
+        self._created = int(time.time())
+        self._calls: set[Call] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are being answered."""
+        return len(self._calls)
+
+    def app(self) -> web.Application:
+        """The server's routes."""
+        app = web.Application(middlewares=[self._guard], client_max_size=MAX_BODY_BYTES)
+        app.add_routes(
+            [
+                web.post("/v1/completions", self._completions),
+                web.post("/v1/chat/completions", self._chat),
+                web.get("/v1/models", self._models),
+                web.post("/tokenize", self._tokenize),
+                web.get("/health", self._health),
+                web.get("/ping", self._health),
+                web.post("/ping", self._health),
+                web.get("/version", self._version),
+                web.get("/load", self._load),
+                web.get("/metrics", self._metrics),
+            ]
+        )
+        return app
+
+    async def close(self) -> None:
+        """Wait for what still talks to other processes."""
+        if self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ---- every request ------------------------------------------------------------------------------------
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Faults and errors, in vLLM's words."""
+        if self.faults.stalled_s:
+            await self.faults.wait()
+        try:
+            if not self._key_is_right(request):
+                return _json({"error": "Unauthorized"}, 401)
+            return await handler(request)
+        except Refusal as refusal:
+            return _json(refusal.body, refusal.status)
+        except web.HTTPException as error:
+            detail = {404: "Not Found", 405: "Method Not Allowed"}.get(error.status, error.reason)
+            return _json({"detail": detail}, error.status)
+        except (asyncio.CancelledError, ConnectionError):
+            raise
+        except Exception:
+            log.exception("%s %s", request.method, request.path)
+            return _json(internal_error().body, 500)
+
+    def _key_is_right(self, request: web.Request) -> bool:
+        key = self.options.api_key
+        if key is None or not request.path.startswith("/v1"):
+            return True
+        given = request.headers.get("Authorization", "")
+        return compare_digest(given.encode(), f"Bearer {key}".encode())
+
+    # ---- small answers ------------------------------------------------------------------------------------
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _version(self, request: web.Request) -> web.Response:
+        return _json({"version": f"splitgym-{splitgym.__version__}"})
+
+    async def _load(self, request: web.Request) -> web.Response:
+        return _json({"server_load": self.in_flight})
+
+    async def _models(self, request: web.Request) -> web.Response:
+        model = self.model
+        return _json(answers.models(model.name, model.root, model.max_model_len, self._created))
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        self.metrics.expired_caches = self.caches.expired
+        headers = {"Content-Type": "text/plain; version=1.0.0; charset=utf-8"}
+        return web.Response(body=self.metrics.text(), headers=headers)
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        body = tokenize_body(await self._read(request))
+        self._check_model(body.model)
+        ids = tokenize(body.prompt if body.messages is None else render_chat(body.messages)).tolist()
+        length = self.model.max_model_len
+        return _json({"count": len(ids), "max_model_len": length, "tokens": ids, "token_strs": None})
+
+    # ---- generation ---------------------------------------------------------------------------------------
+
+    async def _completions(self, request: web.Request) -> web.StreamResponse:
+        body = completion_body(await self._read(request))
+        return await self._answer(request, body)
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        body = chat_body(await self._read(request))
+        return await self._answer(request, body)
+
+    async def _read(self, request: web.Request) -> Any:
+        return parse_json(await request.read(), request.headers.get("Content-Type", ""))
+
+    def _check_model(self, name: str | None) -> None:
+        if name and name != self.model.name:
+            text = f"The model `{name}` does not exist. Valid aliases: {self.model.name}."
+            raise Refusal(text, 404, "NotFoundError", "model")
+
+    async def _answer(self, request: web.Request, body: CompletionBody | ChatBody) -> web.StreamResponse:
+        if self.faults.options.refuse:
+            return _reset(request)
+        fate = self.faults.draw()
+        if fate.error:
+            raise internal_error()
+        self._check_model(body.model)
+        header = request.headers.get("X-Request-Id")
+        if isinstance(body, ChatBody):
+            call = chat_call(body, self.model, header)
+        else:
+            call = completion_call(body, self.model, header)
+        self._calls.add(call)
+        try:
+            if call.stream:
+                return await self._stream(request, call, fate)
+            return await self._whole(request, call, fate)
+        finally:
+            self._calls.discard(call)
+            self._end(call)
+
+    async def _whole(self, request: web.Request, call: Call, fate: Fate) -> web.StreamResponse:
+        await self._begin(call)
+        left = len(call.parts)
+        while left:
+            left -= sum(tokens == part.choice.answer.length for part, tokens in await call.get())
+        if self.faults.active:
+            await self.faults.wait()
+        if fate.reset_after is not None:
+            return _reset(request)
+        choices = [part.choice for part in call.parts]
+        body = call.form.whole(choices, call.prompt_tokens, self._hold(call))
+        if fate.malformed:
+            body = body[: len(body) // 2]
+        return web.Response(body=body, content_type="application/json")
+
+    async def _stream(self, request: web.Request, call: Call, fate: Fate) -> web.StreamResponse:
+        response = web.StreamResponse(headers=_SSE)
+        await response.prepare(request)
+        try:
+            await self._begin(call)
+        except Refusal as refusal:
+            await response.write(answers.error_event(refusal.body))
+            return response
+        form, prompt_tokens = call.form, call.prompt_tokens
+        left, chunks, first = len(call.parts), 0, True
+        while left:
+            out = []
+            for part, tokens in await call.get():
+                if first:
+                    out.append(form.first([p.choice for p in call.parts], prompt_tokens))
+                    first = False
+                out.append(form.chunk(part.choice, tokens, len(part.prompt)))
+                left -= tokens == part.choice.answer.length
+                chunks += 1
+            if self.faults.active:
+                await self.faults.wait()
+            if fate.reset_after is not None and chunks > fate.reset_after:
+                return _reset(request)
+            if fate.malformed:
+                await response.write(b'data: {"id": "' + call.form.request_id[:6].encode() + b"\n\n")
+                return response
+            await response.write(b"".join(out))
+        self._hold(call)
+        tokens = sum(part.choice.answer.length for part in call.parts)
+        await response.write(form.last(prompt_tokens, tokens))
+        return response
+
+    # ---- the simulated side -------------------------------------------------------------------------------
+
+    async def _begin(self, call: Call) -> None:
+        """Submit what makes the tokens; a cache is asked for first."""
+        params = call.kv_transfer_params or {}
+        ticket = Ticket.read(params) if self._role in ("both", "token") else None
+        source: LiveRequest | None = None
+        pulls = ticket is not None and await self._find(ticket, len(call.parts[0].prompt))
+        if pulls and ticket is not None:
+            holder = self._side.here(ticket)
+            source = holder.take(ticket.request_id) if holder is not None else None
+        keeps = bool(params.get("do_remote_decode")) and self._role in ("both", "prompt")
+        for part in call.parts:
+            request = LiveRequest(
+                self.index,
+                len(part.prompt),
+                part.choice.answer.length,
+                on_token=partial(self._token, call, part),
+                schedule=[] if self.options.record else None,
+            )
+            if pulls and part is call.parts[0]:
+                assert ticket is not None
+                request.kind, request.source = Kind.TOKEN, source
+                self._watch(call, ticket, request)
+            elif keeps and part.choice.answer.length == 1:
+                request.kind = Kind.PROMPT
+            part.request = request
+            self.metrics.started(len(call.parts), call.max_tokens)
+            self._time.submit(request)
+            if self.options.record:
+                self.recorded.append(request)
+
+    async def _find(self, ticket: Ticket, prompt_tokens: int) -> bool:
+        """Is the cache there? Otherwise, as `kv_load_failure_policy` says."""
+        holder = self._side.here(ticket)
+        if holder is None:
+            tokens = await self._side.claim(ticket)
+        else:
+            held = holder.claim(ticket.request_id)
+            tokens = held.prompt_tokens if held is not None else None
+        if tokens is not None and tokens >= prompt_tokens:
+            return True
+        self.metrics.failed_transfers += 1
+        if self.options.kv_load_failure_policy == "fail":
+            raise internal_error()
+        return False
+
+    def _watch(self, call: Call, ticket: Ticket, request: LiveRequest) -> None:
+        """Count the cache when it arrives; keep another process's lease until then, and free it after."""
+        arrived = asyncio.Event()
+        size = request.prompt_tokens * self._kv_bytes_per_token
+
+        def here(request: LiveRequest) -> None:
+            self.metrics.transferred(request, size)
+            arrived.set()
+
+        request.on_cache = here
+        if request.source is None:
+            call.over.append(arrived.set)
+            task = asyncio.get_running_loop().create_task(self._keep(ticket, arrived))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _keep(self, ticket: Ticket, arrived: asyncio.Event) -> None:
+        while not arrived.is_set():
+            try:
+                await asyncio.wait_for(arrived.wait(), self.caches.lease_s / 6)
+            except TimeoutError:
+                await self._side.claim(ticket)
+        if not await self._side.free(ticket):
+            self.metrics.failed_notifications += 1
+
+    def _token(self, call: Call, part: Part, request: LiveRequest, tokens: int) -> None:
+        self.metrics.token(request, part.last_ns)
+        part.last_ns = request.last_token_ns
+        call.put(part, tokens)
+
+    def _hold(self, call: Call) -> dict[str, Any] | None:
+        """Caches wait to be pulled from now on; what the token engine is to be told (of the first one)."""
+        first: dict[str, Any] | None = None
+        for part in call.parts:
+            request = part.request
+            if request is None or request.kind is not Kind.PROMPT:
+                continue
+            name = f"{call.form.request_id}-{part.choice.index}-{request.request_id:08x}"
+            self.caches.hold(name, request)
+            self.metrics.done(request, part.choice.answer.finish_reason)
+            part.request = None
+            if first is None:
+                first = answers.kv_transfer_params(
+                    self.caches.engine_id,
+                    name,
+                    self._side.host,
+                    self._side.port,
+                    request.prompt_tokens,
+                    self._block_size,
+                    self._blocks_given,
+                )
+                self._blocks_given += len(first["remote_block_ids"][0])
+        return first
+
+    def _end(self, call: Call) -> None:
+        """Count what is done, cancel what is not."""
+        for part in call.parts:
+            request, part.request = part.request, None
+            if request is None:
+                continue
+            if request.finished and request.kind is not Kind.PROMPT:
+                self.metrics.done(request, part.choice.answer.finish_reason)
+            else:
+                self.metrics.done(request, "abort")
+                self._time.cancel(request)
+        for callback in call.over:
+            callback()
+
+
+def _json(body: Any, status: int = 200) -> web.Response:
+    # web.json_response would name a charset, which vLLM does not.
+    return web.Response(body=json.dumps(body).encode(), status=status, content_type="application/json")
+
+
+def _reset(request: web.Request) -> web.Response:
+    """Close the connection with a TCP reset, whatever was to be sent."""
+    transport = request.transport
+    if transport is not None:
+        there = transport.get_extra_info("socket")
+        if there is not None:
+            there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+    raise ConnectionResetError("reset on purpose")
