@@ -38,7 +38,7 @@ BY_NUMBA = ("njit", "overload", "compiled", "with_schedulers")
 """Decorators of functions that Numba types by itself (the last two are of `splitgym/sim/compiled`)."""
 
 TEXT = {".py", ".toml", ".txt", ".md", ".yaml", ".yml", ".json", ".csv", ".sh", ".cfg", ""}
-SKIP = {".git", ".venv", "runs", "build", "dist", "__pycache__", ".hypothesis"}
+SKIP = {".git", ".venv", ".venv-vllm", "runs", "build", "dist", "__pycache__", ".hypothesis"}
 
 
 def package_files() -> list[Path]:

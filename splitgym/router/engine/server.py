@@ -1,6 +1,7 @@
 """The HTTP server of one simulated engine."""
 
 import asyncio
+import importlib.metadata
 import json
 import logging
 import socket
@@ -13,7 +14,6 @@ from typing import Any
 
 from aiohttp import web
 
-import splitgym
 from splitgym.router.engine import answers
 from splitgym.router.engine.caches import Caches, SideChannel, Ticket
 from splitgym.router.engine.call import Call, Model, Part, chat_call, completion_call
@@ -146,7 +146,7 @@ class EngineServer:
         return web.Response()
 
     async def _version(self, request: web.Request) -> web.Response:
-        return _json({"version": f"splitgym-{splitgym.__version__}"})
+        return _json({"version": f"splitgym-{importlib.metadata.version('splitgym')}"})
 
     async def _load(self, request: web.Request) -> web.Response:
         return _json({"server_load": self.in_flight})
