@@ -14,6 +14,7 @@ FORMED_TOKENS = 2048
 """The paper's machines batch prompts up to here; a longer prompt runs alone."""
 SINGLE_TOKENS = 8192
 """Single prompts were measured up to here."""
+FOLDS = 5
 BATCH_PROMPT = 512
 """Batches were measured at this prompt length only."""
 
@@ -188,6 +189,29 @@ def errors(prompt: dict[Point, float], token: dict[Point, float], roofline: floa
         least_possible=least_error(prompt),
         token_held_out=mape(tokens),
         token_all=mape([full.predict(p) / t - 1 for p, t in token.items()]),
+    )
+
+
+@dataclass(frozen=True)
+class RunErrors:
+    """Mean absolute percentage errors of single runs, every (prompt, batch) point with the same weight."""
+
+    noise: float  # of a point's median: what no fit can explain
+    held_out: float  # of the fit over (prompt, batch) to the medians of the other four fifths of the runs
+
+
+def run_errors(runs: dict[Point, list[float]]) -> RunErrors:
+    """Hold out a fifth of the runs of every point, in turn: an 80:20 split of runs, not of points."""
+    off = {p: [t / statistics.median(times) - 1 for t in times] for p, times in runs.items()}
+    held: dict[Point, list[float]] = {p: [] for p in runs}
+    for fold in range(FOLDS):
+        rest = {p: [t for i, t in enumerate(times) if i % FOLDS != fold] for p, times in runs.items()}
+        fit = PromptFit.fit({p: statistics.median(times) for p, times in rest.items()})
+        for p, times in runs.items():
+            held[p] += [fit.predict(p) / t - 1 for t in times[fold::FOLDS]]
+    return RunErrors(
+        noise=statistics.fmean(mape(errors) for errors in off.values()),
+        held_out=statistics.fmean(mape(errors) for errors in held.values()),
     )
 
 

@@ -16,7 +16,7 @@ from collections import defaultdict
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from curves import BATCH_PROMPT, Point, PromptFit, TokenFit, errors, isotonic
+from curves import BATCH_PROMPT, Point, PromptFit, TokenFit, errors, isotonic, run_errors
 
 from splitgym.errors import ProfileError
 from splitgym.profile.specs import MachineSpec, ModelSpec, machines, models
@@ -42,6 +42,7 @@ class Measured:
     token_ms: dict[Point, float]
     peak_power: dict[Point, float]  # share of the GPUs' maximum; empty where not measured
     average_power: dict[Point, float]
+    prompt_runs: dict[Point, list[float]]  # ms of every run
 
 
 def read(path: Path) -> dict[Key, Measured]:
@@ -75,7 +76,7 @@ def read(path: Path) -> dict[Key, Measured]:
     if not raw:
         raise ProfileError(f"{path}: no measurements")
     return {
-        key: Measured(*({p: statistics.median(v) for p, v in part.items()} for part in parts))
+        key: Measured(*({p: statistics.median(v) for p, v in part.items()} for part in parts), dict(parts[0]))
         for key, parts in raw.items()
     }
 
@@ -125,7 +126,7 @@ def profile(all_measured: dict[Key, Measured], key: Key) -> dict[str, object]:
     model, machine = models()[key[0]], machines()[key[1]].part(key[2])
     slope = roofline_slope(model, machine)
     prompt, token = PromptFit.fit(measured.prompt_ms).curve(), TokenFit.fit(measured.token_ms, slope)
-    e = errors(measured.prompt_ms, measured.token_ms, slope)
+    e, runs = errors(measured.prompt_ms, measured.token_ms, slope), run_errors(measured.prompt_runs)
     excluded = [why for (name, tp, _), why in EXCLUDED.items() if (name, tp) == (key[0], key[2])]
     derived = "; the source's prompt times of this machine are 1.3 x the H100's" if "pcap" in key[1] else ""
     return {
@@ -148,6 +149,8 @@ def profile(all_measured: dict[Key, Measured], key: Key) -> dict[str, object]:
             f"curve, held out, over batches that the paper's rule forms: {e.curve_held_out:.1f} %; this "
             f"curve, all points, none held out: {e.curve_all:.1f} % "
             f"(least possible by batch tokens: {e.least_possible:.1f} %)",
+            "prompt_noise": f"mean absolute: single runs against their point's median: {runs.noise:.1f} %; "
+            f"held out, a fifth in turn, against the fit to the others: {runs.held_out:.1f} %",
             "token_error": f"mean absolute, held out by (prompt, batch): {e.token_held_out:.1f} %; all "
             f"points, none held out: {e.token_all:.1f} %",
             "never_held_out": "the ends: 128 prompt tokens, largest batch; for token times 8,192 tokens too",
@@ -169,13 +172,16 @@ def report(all_measured: dict[Key, Measured]) -> str:
 
     The mean leaves the capped H100 out: its times are derived from the H100's.
     """
-    heads = ("model", "machine", "GPUs", "prompt", "curve", "curve, all", "least", "token", "token, all")
+    heads = ("model", "machine", "GPUs", "prompt", "curve", "curve, all", "least", "noise", "80:20")
+    heads += ("token", "token, all")
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     whole = []
     for key in sorted(all_measured):
         machine = machines()[key[1]]
         slope = roofline_slope(models()[key[0]], machine.part(key[2]))
-        values = astuple(errors(all_measured[key].prompt_ms, all_measured[key].token_ms, slope))
+        measured = all_measured[key]
+        values = astuple(errors(measured.prompt_ms, measured.token_ms, slope))
+        values = values[:4] + astuple(run_errors(measured.prompt_runs)) + values[4:]
         rows.append(_row(*key, values))
         if key[2] == machine.gpus and machine.power_limit == 1.0:
             whole.append(values)

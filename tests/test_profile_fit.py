@@ -106,6 +106,26 @@ def test_a_held_out_point_cannot_influence_its_own_prediction() -> None:
     assert worse.prompt_held_out > 5
 
 
+def test_noise_is_what_the_runs_of_a_point_differ_by() -> None:
+    runs = {(n, 1): [n * f for f in (0.9, 0.9, 1.0, 1.1, 1.1)] for n in (128, 512, 2048)}
+    exact = {p: [float(p[0])] * 5 for p in runs}
+    assert curves.run_errors(exact) == curves.RunErrors(0.0, pytest.approx(0.0, abs=1e-9))
+    e = curves.run_errors(runs)
+    assert e.noise == pytest.approx(8.0)
+    # The median of the other four: 1.05 for the two at 0.9, 1.0 for the middle one, 0.95 for the others.
+    expected = (2 * (1.05 / 0.9 - 1) + 0 + 2 * (1 - 0.95 / 1.1)) / 5
+    assert e.held_out == pytest.approx(100 * expected)
+
+
+@needs_data
+def test_the_least_error_and_the_noise_are_stated(measured: dict[fit.Key, fit.Measured]) -> None:
+    for key, m in measured.items():
+        e = curves.run_errors(m.prompt_runs)
+        note = profiles.load(*key).provenance["prompt_noise"]
+        assert f"median: {e.noise:.1f} %" in note and f"others: {e.held_out:.1f} %" in note
+        assert e.noise < 3.0 and e.held_out < 4.0
+
+
 def test_bad_measurements(tmp_path: Path) -> None:
     path = tmp_path / "perf.csv"
     with pytest.raises(ProfileError, match=r"perf.csv: cannot be read"):
