@@ -57,6 +57,7 @@ def evaluate(
     part: Part = "test",
     baseline: Annotated[str | None, typer.Option(help="Policy to compare with; default the first.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for CSV, JSON and plots.")] = None,
+    report: Annotated[Path | None, typer.Option(help="HTML page with all of it, in one file.")] = None,
     workers: FewWorkers = None,
     ray: RayAddress = None,
     engine: EngineName = "auto",
@@ -76,6 +77,8 @@ def evaluate(
     entrants = [contender_of(name, resolved.config) for name in names]
     if out is not None:
         make_folder(out)
+    if report is not None:
+        make_folder(report.parent, "--report")
     total = len(names) * len(loads) * seeds
     with (
         progress("simulating", total) as (bar, task),
@@ -89,6 +92,7 @@ def evaluate(
             engine=engine,
             progress=lambda _: bar.advance(task),
             map=map,
+            record=report is not None,
         )
     if as_json:
         print(json.dumps(evaluation.as_json(results, baseline), indent=1, allow_nan=False))
@@ -98,6 +102,8 @@ def evaluate(
     if out is not None:
         files = evaluation.write_files(results, out, baseline) + evaluation.write_plots(results, out)
         Console(stderr=True).print(f"{len(files)} files in {out}")
+    if report is not None:
+        Console(stderr=True).print(f"report: {evaluation.write_page(results, report, baseline)}")
 
 
 def max_rate(

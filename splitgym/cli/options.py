@@ -80,12 +80,12 @@ def resolve(text: str, model: str, file: Path | None) -> "Cluster":
     return Cluster.resolve(make(ClusterConfig, model=model, machines=parse_machines(text)))
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, option: str = "--out") -> None:
     """Before the work, so that a bad place does not cost its results."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--out {path}: cannot be made a folder ({error.strerror})") from None
+        raise ConfigError(f"{option} {path}: cannot be made a folder ({error.strerror})") from None
 
 
 def say_stand_ins(stand_ins: dict[str, str]) -> None:

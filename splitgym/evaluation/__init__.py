@@ -22,6 +22,7 @@ from splitgym.evaluation.contenders import (
     without_split,
 )
 from splitgym.evaluation.max_rate import MaxRate, bisect_rate, max_request_rate
+from splitgym.evaluation.page import write_page
 from splitgym.evaluation.plots import write_plots
 from splitgym.evaluation.report import as_json, print_tables, summary, table, write_files
 from splitgym.evaluation.run import Results, Run, choose, evaluate
@@ -55,5 +56,6 @@ __all__ = [
     "table",
     "without_split",
     "write_files",
+    "write_page",
     "write_plots",
 ]

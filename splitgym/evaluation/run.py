@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig, to_mapping
 from splitgym.errors import ConfigError
+from splitgym.evaluation.activity import Activity
 from splitgym.evaluation.contenders import Contender, PolicyLike, cluster_for, contenders
 from splitgym.evaluation.workloads import Workload, find, parse, stand_ins
 from splitgym.metrics import Metrics, RequestTable, request_table, summarise
@@ -33,6 +34,8 @@ class Run:
     metrics: Metrics
     table: RequestTable
     timeline: NDArray[np.int64]  # (ticks, fields) columns are `TIMELINE_FIELDS`
+    activity: Activity | None = None
+    """What each machine did when, where it was recorded."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Task:
     seed: int
     trace: Trace
     engine: str
+    record: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ def evaluate(
     engine: str = "auto",
     progress: Callable[[Run], None] | None = None,
     map: Map = map,
+    record: bool = False,
 ) -> Results:
     """Run every policy on every workload and seed, and measure each run.
 
@@ -128,6 +133,7 @@ def evaluate(
         progress: called after each run.
         map: makes the runs; see `splitgym.scale` for processes and for a Ray cluster. The results are the
             same.
+        record: keep what each machine did when (`Run.activity`) of the first window of each workload.
 
     Raises:
         SplitgymError: unknown names, a policy's own cluster of other machines, a trace or profile that cannot
@@ -147,7 +153,7 @@ def evaluate(
         for _, _, trace in windows:
             where.check(trace)
     tasks = [
-        Task(entrant, clusters[entrant.name], workload, seed, trace, engine)
+        Task(entrant, clusters[entrant.name], workload, seed, trace, engine, record and seed == numbers[0])
         for entrant in entrants
         for workload, seed, trace in windows
     ]
@@ -186,7 +192,13 @@ def perform(task: Task) -> Run:
         cost_per_hour=cluster.cost_per_hour,
     )
     timeline = np.array(outcomes.timeline, np.int64).reshape(-1, len(TIMELINE_FIELDS))
-    return Run(contender.name, workload, task.seed, task.trace.name, metrics, table, timeline)
+    activity = Activity.of(outcomes, machine_names(cluster)) if task.record else None
+    return Run(contender.name, workload, task.seed, task.trace.name, metrics, table, timeline, activity)
+
+
+def machine_names(cluster: Cluster) -> tuple[str, ...]:
+    """(M,) type and home pool of each machine."""
+    return tuple(f"{g.machine} {g.pool}" for g in cluster.config.machines for _ in range(g.count))
 
 
 def choose(
