@@ -29,7 +29,8 @@ def results() -> Results:
     from splitgym.evaluation import parse
 
     loads = [parse(text, duration_s=12.0, warmup_s=2.0) for text in LOADS]
-    return evaluate(["splitwise", "index", "round-robin"], CLUSTER, loads, range(3), engine="simpy", record=True)
+    policies = ["splitwise", "index", "round-robin"]
+    return evaluate(policies, CLUSTER, loads, range(3), engine="simpy", record=True)
 
 
 class Tags(HTMLParser):
