@@ -104,7 +104,7 @@ def test_a_scheduler_in_plain_python_works_with_both():
 def test_arrays_grow(monkeypatch):
     from tiny import Fixed, Moves
 
-    monkeypatch.setattr("splitgym.sim.compiled_engine.FIRST_SLOTS", 2)
+    monkeypatch.setattr("splitgym.sim.compiled.setup.FIRST_SLOTS", 2)
     trace = tiny_trace(*[(0.001 * i, 20, 900) for i in range(120)])
     outcomes = []
     for engine in (simpy_engine, CompiledEngine):

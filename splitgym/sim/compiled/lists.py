@@ -1,168 +1,237 @@
-"""Heaps and linked lists over plain arrays."""
+"""Heaps, a tree of minima and linked lists over the records."""
 
-from splitgym.sim.compiled.state import HEAP_SIZE, JOINED, LAST, NONE, WAKE_LIST, WAKES, compiled
+from collections.abc import Callable
+from typing import Any
 
-KIND_SHIFT = 40
-"""An event's key: its kind, then the machine or request that it concerns."""
+from splitgym.sim.compiled.records import *
+from splitgym.sim.compiled.state import *
+
+# ---- events -----------------------------------------------------------------------------------------------
 
 
 @compiled
 def push_event(sim, time, key, version):
     """Add an event. The caller has made sure that there is room."""
-    times, keys, versions = sim.heap[0], sim.heap[1], sim.heap[2]
-    place = sim.scalars[HEAP_SIZE]
-    sim.scalars[HEAP_SIZE] = place + 1
+    place = sim.heap_size
+    sim.heap_size = place + 1
     while place > 0:
         parent = (place - 1) >> 1
-        if times[parent] < time or (times[parent] == time and keys[parent] <= key):
+        above = event_at(sim, parent)
+        if above.time < time or (above.time == time and above.key <= key):
             break
-        times[place], keys[place], versions[place] = times[parent], keys[parent], versions[parent]
+        move_event(event_at(sim, place), above.time, above.key, above.version)
         place = parent
-    times[place], keys[place], versions[place] = time, key, version
+    move_event(event_at(sim, place), time, key, version)
+
+
+@compiled
+def move_event(event, time, key, version):
+    event.time = time
+    event.key = key
+    event.version = version
 
 
 @compiled
 def drop_event(sim):
     """Remove the first event."""
-    times, keys, versions = sim.heap[0], sim.heap[1], sim.heap[2]
-    size = sim.scalars[HEAP_SIZE] - 1
-    sim.scalars[HEAP_SIZE] = size
-    time, key, version = times[size], keys[size], versions[size]
+    size = sim.heap_size - 1
+    sim.heap_size = size
+    last = event_at(sim, size)
+    time, key, version = last.time, last.key, last.version
     place = 0
     while True:
         child = 2 * place + 1
         if child >= size:
             break
-        other = child + 1
-        if other < size and (
-            times[other] < times[child] or (times[other] == times[child] and keys[other] < keys[child])
-        ):
-            child = other
-        if time < times[child] or (time == times[child] and key <= keys[child]):
+        below = event_at(sim, child)
+        if child + 1 < size:
+            other = event_at(sim, child + 1)
+            if other.time < below.time or (other.time == below.time and other.key < below.key):
+                child += 1
+                below = other
+        if time < below.time or (time == below.time and key <= below.key):
             break
-        times[place], keys[place], versions[place] = times[child], keys[child], versions[child]
+        move_event(event_at(sim, place), below.time, below.key, below.version)
         place = child
-    times[place], keys[place], versions[place] = time, key, version
+    move_event(event_at(sim, place), time, key, version)
 
 
 @compiled
-def push_wake(sim, machine):
+def set_end(sim, m, time):
+    """The iteration, or the contiguous ones, of machine m end at `time` (FAR: none is in progress)."""
+    place = sim.num_leaves + m
+    put_long(sim.tree, place, time)
+    while place > 1:
+        other = long_at(sim.tree, place ^ 1)
+        least = min(time, other)
+        place >>= 1
+        if long_at(sim.tree, place) == least:
+            return
+        put_long(sim.tree, place, least)
+        time = least
+
+
+@compiled
+def first_end(sim):
+    """The machine whose iteration ends first, the lowest index of these; its time is in `tree[1]`."""
+    least = long_at(sim.tree, 1)
+    place = 1
+    while place < sim.num_leaves:
+        place *= 2
+        if long_at(sim.tree, place) != least:
+            place += 1
+    return place - sim.num_leaves
+
+
+# ---- machines to start ------------------------------------------------------------------------------------
+
+
+@compiled
+def push_wake(sim, m):
     """Let an idle machine start, in the order of machines."""
-    wakes = sim.machines[WAKE_LIST]
-    place = sim.scalars[WAKES]
-    sim.scalars[WAKES] = place + 1
+    place = sim.wakes
+    sim.wakes = place + 1
     while place > 0:
         parent = (place - 1) >> 1
-        if wakes[parent] <= machine:
+        above = short_at(sim.wake_list, parent)
+        if above <= m:
             break
-        wakes[place] = wakes[parent]
+        put_short(sim.wake_list, place, above)
         place = parent
-    wakes[place] = machine
+    put_short(sim.wake_list, place, m)
 
 
 @compiled
 def pop_wake(sim):
     """The woken machine of the lowest index."""
-    wakes = sim.machines[WAKE_LIST]
-    first = wakes[0]
-    size = sim.scalars[WAKES] - 1
-    sim.scalars[WAKES] = size
-    last = wakes[size]
+    first = short_at(sim.wake_list, 0)
+    size = sim.wakes - 1
+    sim.wakes = size
+    last = short_at(sim.wake_list, size)
     place = 0
     while True:
         child = 2 * place + 1
         if child >= size:
             break
-        if child + 1 < size and wakes[child + 1] < wakes[child]:
+        below = short_at(sim.wake_list, child)
+        if child + 1 < size and short_at(sim.wake_list, child + 1) < below:
             child += 1
-        if last <= wakes[child]:
+            below = short_at(sim.wake_list, child)
+        if last <= below:
             break
-        wakes[place] = wakes[child]
+        put_short(sim.wake_list, place, below)
         place = child
-    wakes[place] = last
+    put_short(sim.wake_list, place, last)
     return first
 
 
-@compiled
-def earlier(jobs, a, b):
-    """Slot a ends before slot b; at one iteration, the one that joined first."""
-    return jobs[LAST, a] < jobs[LAST, b] or (
-        jobs[LAST, a] == jobs[LAST, b] and jobs[JOINED, a] < jobs[JOINED, b]
-    )
+# ---- tasks of a batch -------------------------------------------------------------------------------------
 
 
 @compiled
-def sink(jobs, batch, size, place):
+def order_of(job):
+    """By last iteration; at one iteration, the one that joined first."""
+    return job.last << 32 | job.joined
+
+
+@compiled
+def move_task(task, order, slot):
+    task.order = order
+    task.slot = slot
+
+
+@compiled
+def sink(batch, size, place):
     """Restore a batch's heap downwards from `place`."""
-    slot = batch[place]
+    moved = task_at(batch, place)
+    order, slot = moved.order, moved.slot
     while True:
         child = 2 * place + 1
         if child >= size:
             break
-        if child + 1 < size and earlier(jobs, batch[child + 1], batch[child]):
+        below = task_at(batch, child)
+        if child + 1 < size and task_at(batch, child + 1).order < below.order:
             child += 1
-        if not earlier(jobs, batch[child], slot):
+            below = task_at(batch, child)
+        if below.order >= order:
             break
-        batch[place] = batch[child]
+        move_task(task_at(batch, place), below.order, below.slot)
         place = child
-    batch[place] = slot
+    move_task(task_at(batch, place), order, slot)
 
 
 @compiled
-def push_task(jobs, batch, size, slot):
-    """Add a slot to a batch of `size`."""
+def push_task(batch, size, order, slot):
+    """Add a task to a batch of `size`."""
     place = size
     while place > 0:
         parent = (place - 1) >> 1
-        if not earlier(jobs, slot, batch[parent]):
+        above = task_at(batch, parent)
+        if above.order <= order:
             break
-        batch[place] = batch[parent]
+        move_task(task_at(batch, place), above.order, above.slot)
         place = parent
-    batch[place] = slot
+    move_task(task_at(batch, place), order, slot)
 
 
 @compiled
-def heapify(jobs, batch, size):
+def heapify(batch, size):
     """Make a heap of a batch whose ends have changed."""
     for place in range(size // 2 - 1, -1, -1):
-        sink(jobs, batch, size, place)
+        sink(batch, size, place)
 
 
-@compiled
-def append(owner, head, tail, at, jobs, nxt, prv, slot):
-    """Append a slot to the list with ends owner[head, at], owner[tail, at] and links jobs[nxt], jobs[prv]."""
-    last = owner[tail, at]
-    jobs[nxt, slot] = NONE
-    jobs[prv, slot] = last
-    if last == NONE:
-        owner[head, at] = slot
-    else:
-        jobs[nxt, last] = slot
-    owner[tail, at] = slot
+# ---- linked lists -----------------------------------------------------------------------------------------
 
 
-@compiled
-def prepend(owner, head, tail, at, jobs, nxt, prv, slot):
-    """Put a slot first in such a list."""
-    first = owner[head, at]
-    jobs[nxt, slot] = first
-    jobs[prv, slot] = NONE
-    if first == NONE:
-        owner[tail, at] = slot
-    else:
-        jobs[prv, first] = slot
-    owner[head, at] = slot
+def linked(ends: str, links: str) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """Functions (append, prepend, unlink) of a machine's list with the ends `<ends>_head` and `<ends>_tail`
+    through the jobs' links `<links>_next` and `<links>_prev`.
+    """
+    head, tail = f"{ends}_head", f"{ends}_tail"
+    after, before = f"{links}_next", f"{links}_prev"
+
+    @compiled
+    def append(sim, machine, job):
+        last = machine[tail]
+        job[after] = NONE
+        job[before] = last
+        if last == NONE:
+            machine[head] = job.slot
+        else:
+            job_at(sim, last)[after] = job.slot
+        machine[tail] = job.slot
+
+    @compiled
+    def prepend(sim, machine, job):
+        first = machine[head]
+        job[after] = first
+        job[before] = NONE
+        if first == NONE:
+            machine[tail] = job.slot
+        else:
+            job_at(sim, first)[before] = job.slot
+        machine[head] = job.slot
+
+    @compiled
+    def unlink(sim, machine, job):
+        front, back = job[before], job[after]
+        if front == NONE:
+            machine[head] = back
+        else:
+            job_at(sim, front)[after] = back
+        if back == NONE:
+            machine[tail] = front
+        else:
+            job_at(sim, back)[before] = front
+
+    return append, prepend, unlink
 
 
-@compiled
-def unlink(owner, head, tail, at, jobs, nxt, prv, slot):
-    """Take a slot out of such a list."""
-    before, after = jobs[prv, slot], jobs[nxt, slot]
-    if before == NONE:
-        owner[head, at] = after
-    else:
-        jobs[nxt, before] = after
-    if after == NONE:
-        owner[tail, at] = before
-    else:
-        jobs[prv, after] = before
+append_prompt, prepend_prompt, unlink_prompt = linked("prompts", "queue")
+append_current, _, unlink_current = linked("current", "queue")
+append_memory, _, unlink_memory = linked("memory", "memory")
+append_output, _, unlink_output = linked("outputs", "output")
+append_sending, _, unlink_sending = linked("sending", "sending")
+append_receiving, _, unlink_receiving = linked("receiving", "receiving")
+append_sequence, _, unlink_sequence = linked("sequences", "sequence")

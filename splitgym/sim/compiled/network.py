@@ -1,105 +1,93 @@
 """KV transfers that share NICs, as in `splitgym.sim.network`, over linked lists."""
 
-from splitgym.sim.compiled.lists import KIND_SHIFT, append, push_event, unlink
-from splitgym.sim.compiled.state import *
-from splitgym.types import EventKind
-
-TRANSFER_KEY = (int(EventKind.TRANSFER_END) + 1) << KIND_SHIFT
-SLOT_BITS = 24
-"""A transfer event's version holds the slot in its low bits."""
+from splitgym.sim.compiled.lists import *
 
 
 @compiled
-def transfer_event(sim, slot, time):
-    """The slot's transfer reaches its next stage at `time`; earlier plans are void."""
-    jobs = sim.jobs
-    jobs[FLIGHT_VERSION, slot] += 1
-    push_event(sim, time, TRANSFER_KEY | jobs[REQUEST, slot], jobs[FLIGHT_VERSION, slot] << SLOT_BITS | slot)
+def transfer_event(sim, job, time):
+    """The request's transfer reaches its next stage at `time`; earlier plans are void."""
+    version = job.flight_version + 1
+    job.flight_version = version
+    push_event(sim, time, TRANSFER_KEY | job.request, version << SLOT_BITS | job.slot)
 
 
 @compiled
-def share(sim, m):
-    """Bandwidth of one transfer at machine m's NIC."""
-    if sim.rules[SHARED]:
-        return max(1, sim.machines[BANDWIDTH, m] // sim.machines[FLIGHTS, m])
-    return sim.machines[BANDWIDTH, m]
+def share(sim, machine):
+    """Bandwidth of one transfer at a machine's NIC."""
+    if sim.shared:
+        return max(1, machine.bandwidth // machine.flights)
+    return machine.bandwidth
 
 
 @compiled
-def settle_transfer(sim, slot):
+def settle_transfer(sim, job):
     """Count what was shipped since the last time."""
-    jobs = sim.jobs
-    now = sim.scalars[NOW]
-    jobs[LEFT, slot] = max(0, jobs[LEFT, slot] - jobs[RATE, slot] * (now - jobs[RATED_AT, slot]))
-    jobs[RATED_AT, slot] = now
+    job.left = max(0, job.left - job.rate * (sim.now - job.rated_at))
+    job.rated_at = sim.now
 
 
 @compiled
-def rate(sim, slot):
+def rate(sim, job, new):
     """Give a transfer its present rate; `plan_transfers` plans its end when the event is over."""
-    jobs = sim.jobs
-    new = min(share(sim, jobs[PROMPT_MACHINE, slot]), share(sim, jobs[TOKEN_MACHINE, slot]))
-    if new != jobs[RATE, slot]:
-        settle_transfer(sim, slot)
-        jobs[RATE, slot] = new
-        if not jobs[RERATED, slot]:
-            jobs[RERATED, slot] = 1
-            jobs[RERATED_NEXT, slot] = sim.scalars[RERATED_HEAD]
-            sim.scalars[RERATED_HEAD] = slot
+    if new != job.rate:
+        settle_transfer(sim, job)
+        job.rate = new
+        if not job.rerated:
+            job.rerated = 1
+            job.rerated_next = sim.rerated_head
+            sim.rerated_head = job.slot
 
 
 @compiled
 def plan_transfers(sim):
     """One event for each transfer whose rate has changed, however often: events of one time stay few."""
-    jobs = sim.jobs
-    slot = sim.scalars[RERATED_HEAD]
-    sim.scalars[RERATED_HEAD] = NONE
+    slot = sim.rerated_head
+    sim.rerated_head = NONE
     while slot != NONE:
-        jobs[RERATED, slot] = 0
-        if jobs[FLIGHT, slot] == 1:
-            rest = (jobs[LEFT, slot] + jobs[RATE, slot] - 1) // jobs[RATE, slot]
-            transfer_event(sim, slot, sim.scalars[NOW] + rest)
-        slot = jobs[RERATED_NEXT, slot]
+        job = job_at(sim, slot)
+        job.rerated = 0
+        if job.flight == 1:
+            transfer_event(sim, job, sim.now + (job.left + job.rate - 1) // job.rate)
+        slot = job.rerated_next
 
 
 @compiled
-def rate_all(sim, source, target):
-    """Rates of all transfers at two NICs."""
-    machines, jobs = sim.machines, sim.jobs
-    for m in (source, target):
-        slot = machines[SENDING_HEAD, m]
-        while slot != NONE:
-            rate(sim, slot)
-            slot = jobs[SENDING_NEXT, slot]
-        slot = machines[RECEIVING_HEAD, m]
-        while slot != NONE:
-            rate(sim, slot)
-            slot = jobs[RECEIVING_NEXT, slot]
+def rate_all(sim, machine):
+    """Rates of all transfers at a machine's NIC."""
+    if machine.flights == 0:
+        return
+    here = share(sim, machine)
+    slot = machine.sending_head
+    while slot != NONE:
+        job = job_at(sim, slot)
+        rate(sim, job, min(here, share(sim, machine_at(sim, job.target))))
+        slot = job.sending_next
+    slot = machine.receiving_head
+    while slot != NONE:
+        job = job_at(sim, slot)
+        rate(sim, job, min(here, share(sim, machine_at(sim, job.source))))
+        slot = job.receiving_next
 
 
 @compiled
-def join_network(sim, slot):
+def join_network(sim, job, source, target):
     """A transfer starts."""
-    machines, jobs = sim.machines, sim.jobs
-    source, target = jobs[PROMPT_MACHINE, slot], jobs[TOKEN_MACHINE, slot]
-    jobs[RATE, slot] = 0
-    jobs[RATED_AT, slot] = sim.scalars[NOW]
-    append(machines, SENDING_HEAD, SENDING_TAIL, source, jobs, SENDING_NEXT, SENDING_PREV, slot)
-    append(machines, RECEIVING_HEAD, RECEIVING_TAIL, target, jobs, RECEIVING_NEXT, RECEIVING_PREV, slot)
-    for m in (source, target):
-        machines[FLIGHTS, m] += 1
-        sim.machines[V_TRANSFERS, m] += 1
-    rate_all(sim, source, target)
+    job.rate = 0
+    job.rated_at = sim.now
+    append_sending(sim, source, job)
+    append_receiving(sim, target, job)
+    source.flights += 1
+    target.flights += 1
+    rate_all(sim, source)
+    rate_all(sim, target)
 
 
 @compiled
-def leave_network(sim, slot):
+def leave_network(sim, job, source, target):
     """A transfer has no bytes left, or is aborted."""
-    machines, jobs = sim.machines, sim.jobs
-    source, target = jobs[PROMPT_MACHINE, slot], jobs[TOKEN_MACHINE, slot]
-    unlink(machines, SENDING_HEAD, SENDING_TAIL, source, jobs, SENDING_NEXT, SENDING_PREV, slot)
-    unlink(machines, RECEIVING_HEAD, RECEIVING_TAIL, target, jobs, RECEIVING_NEXT, RECEIVING_PREV, slot)
-    for m in (source, target):
-        machines[FLIGHTS, m] -= 1
-        sim.machines[V_TRANSFERS, m] -= 1
-    rate_all(sim, source, target)
+    unlink_sending(sim, source, job)
+    unlink_receiving(sim, target, job)
+    source.flights -= 1
+    target.flights -= 1
+    rate_all(sim, source)
+    rate_all(sim, target)

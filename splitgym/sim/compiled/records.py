@@ -1,0 +1,192 @@
+"""The records of a simulation. A machine or a request lies together, first what most events touch.
+
+`HEAD` is the simulation: its clock and counters, its rules, and the addresses of everything else, so that a
+compiled function takes it as one pointer. The arrays themselves belong to a `Simulation` (setup.py).
+"""
+
+from typing import Any
+
+import numpy as np
+
+from splitgym.sim.compiled.reach import *
+from splitgym.view import NUM_COUNTERS
+
+LONG, REAL = np.int64, np.float64
+
+
+def _record(*parts: tuple[Any, str]) -> np.dtype[Any]:
+    """A record of fields of given types, each a text of names."""
+    return np.dtype([(name, kind) for kind, names in parts for name in names.split()], align=True)
+
+
+_OUTCOME = (
+    (LONG, "request arrival_ns prompt_tokens output_tokens"),
+    (LONG, "first_token_ns finish_ns prompt_start_ns prompt_end_ns transfer_start_ns transfer_end_ns"),
+    (LONG, "decode_start_ns prompt_machine token_machine decision_id attempts preemptions prompts_computed"),
+    (LONG, "lost_tokens"),
+)
+OUTCOME = _record(*_OUTCOME)
+"""One request: its row of the trace, then fields of `splitgym.sim.outcomes.Outcomes`."""
+RESULTS = OUTCOME.names[4:]  # type: ignore[index]
+"""What a run adds to the trace."""
+
+# A request in flight, at its *slot* in `jobs`. Lists run through `..._next` and `..._prev`; NONE ends them.
+JOB = _record(
+    *_OUTCOME,
+    (SHORT, "slot in_use flight_version"),
+    (SHORT, "rerated rerated_next"),  # its rate has changed and no event is planned for it yet
+    # Blank at the begin of every attempt, from here on.
+    (LONG, "alone_ns"),  # predicted time of the prompt alone
+    (LONG, "last"),  # token iteration of its machine after which it is done
+    (LONG, "joined"),  # order of joining a batch
+    (LONG, "decision"),
+    (LONG, "left rate rated_at"),  # of its transfer
+    (SHORT, "source target"),  # prompt and token machine
+    (SHORT, "phase attempt held_prompt held_token passed left_out waiting granted"),
+    (
+        SHORT,
+        "flight",
+    ),  # 0 no transfer, 1 bytes in flight, 2 bytes there, prompt not over, 3 the constant runs
+    (SHORT, "queue_next queue_prev"),  # queue of prompts, prompts of an iteration, requests without a machine
+    (SHORT, "memory_next memory_prev output_next output_prev fresh_next"),
+    (SHORT, "sending_next sending_prev receiving_next receiving_prev sequence_next sequence_prev"),
+    (SHORT, "goal"),  # tokens to compute before the next one can be generated
+    (SHORT, "computed chunk"),  # vLLM: of these, done, and in the iteration in progress
+    (SHORT, "generated"),  # vLLM: output tokens when it last joined the batch or left it
+)
+OUTCOME_BYTES, JOB_BYTES = OUTCOME.itemsize, JOB.itemsize
+BLANK_FROM = int(JOB.fields["alone_ns"][1])  # type: ignore[index]
+
+MACHINE = _record(
+    (SHORT, "index row"),  # row: of the profile's tables
+    (SHORT, "busy"),  # 0 idle, 1 an iteration with prompts, 2 contiguous token iterations
+    (SHORT, "touched"),  # the view, or the scheduler's board, does not show its state
+    (SHORT, "idle"),  # looked for work and found none; nobody has woken it since
+    (SHORT, "batch"),  # requests in the batch
+    (SHORT, "run_batch decodes"),  # token tasks in the contiguous iterations, in the iteration with prompts
+    (LONG, "start end"),  # of the iteration in progress, or of the contiguous ones [ns]
+    (LONG, "planned settled settled_at"),  # contiguous iterations: planned, counted already, end of the last
+    (LONG, "run_base run_slope"),  # ticks of each contiguous iteration at context 0, and per context token
+    (LONG, "run_context run_carry"),  # context of the first one, fraction of a nanosecond before it [ticks]
+    (LONG, "batch_context"),  # prompt and generated tokens of the batch, as of settled_at
+    (LONG, "carry"),  # fraction of a nanosecond of token iterations [ticks]
+    (LONG, "iterations"),  # token iterations so far
+    (LONG, "reserved capacity"),  # KV tokens, outputs included
+    (
+        LONG,
+        "running running_context_tokens running_prompt_tokens inbound inbound_prompt_tokens",
+    ),  # the view's
+    (LONG, "kv_used_tokens prompt_requests prompt_tokens prompt_queue_ns iteration_prompts"),  # the view's
+    (LONG, "prompt_share_at_ns"),
+    (REAL, "prompt_share"),
+    (LONG, "iteration_tokens"),  # prompt tokens in the iteration with prompts
+    (SHORT, "prompts_head prompts_tail current_head current_tail"),  # queue, prompts of the iteration
+    (SHORT, "memory_head memory_tail outputs_head outputs_tail"),  # who waits for memory, caches for output's
+    (SHORT, "fresh_head"),  # tasks that have not decoded yet
+    (SHORT, "aged partial"),  # tasks passed over too often; some are left out of the iteration in progress
+    (SHORT, "flights shipments"),  # transfers in flight here; those to or from here that have not arrived
+    (SHORT, "sending_head sending_tail receiving_head receiving_tail"),
+    (SHORT, "home_pool pool up"),  # `Pool` at home and by present work; up: may be chosen
+    (SHORT, "posted"),  # the pool under which it is on the board, or NONE
+    (SHORT, "down switching switch_timer switch_number"),  # down: failures in force
+    (SHORT, "sequences_head sequences_tail seats"),  # vLLM: prompts in progress and token tasks; their number
+    (LONG, "slack"),  # vLLM: KV tokens that the contiguous iterations planned do not need
+    (LONG, "bandwidth"),  # NIC, in units of 64 bytes/s
+    (LONG, "transfer_constant_ns"),
+    (LONG, "promised"),  # KV tokens that the requests placed here will hold at most: for oracles only
+    (LONG, "watts_ns"),  # energy of iterations [W ns]
+    (LONG, "busy_ns prompt_busy_ns down_ns failed_at"),
+    (LONG, "generated_tokens prompted_tokens"),  # computed
+)
+
+TASK = _record((LONG, "order"), (SHORT, "slot"))
+"""A task of a batch. `order` is (last iteration, order of joining) in one number."""
+
+EVENT = _record((LONG, "time key version"))
+"""A planned event; a later version voids it. (The ends of iterations are in a tree of their own.)"""
+
+HEAD = np.dtype(
+    [
+        *_record(
+            (LONG, "now"),
+            (LONG, "frontier"),  # largest key of the events that have happened at this time
+            (LONG, "heap_size wakes"),  # planned events, machines to start
+            (LONG, "rerated_head"),  # transfers whose rate has changed in this event
+            (LONG, "pending asked"),  # 0 no decision, 1 route, 2 resize; slot of the routing decision
+            (LONG, "next_row num_requests next_control"),  # next request to arrive, how many there are
+            (LONG, "free_head used_slots"),  # free slots; none from `used_slots` on was ever used
+            (LONG, "unfinished finished decisions joins in_system can_route"),
+            (LONG, "touched"),  # machines in `touched_list`
+            (LONG, "samples events"),  # rows of the timeline and of the log
+            (LONG, "held_head held_tail"),  # requests that found no machine up
+            (LONG, "up_prompt up_token up_mixed"),  # machines that may be chosen, by pool
+            (LONG, "masks"),  # phases confined to their pools in the view's masks
+            # Rules.
+            (LONG, "max_prompt_tokens max_tasks max_passed_over kv_bytes overlap_min shared reserve_all"),
+            (LONG, "confine switch_delay control_interval min_pool oracle logging"),
+            (LONG, "fast"),  # the routing scheduler that has a form of its own here, see `decide`
+            (LONG, "routing sizing"),  # built-in schedulers, or -1 to ask
+            (LONG, "rule block_size"),  # of batching: PAPER or VLLM; KV tokens that are given out at once
+            # Sizes.
+            (LONG, "num_machines num_padded num_slots num_leaves heap_rows task_stride watt_columns"),
+            (LONG, "timeline_rows log_rows log_margin num_types num_knots num_batches"),
+            (LONG, "num_params num_sizing_params"),
+            # Addresses.
+            (LONG, "machines jobs batches heap tree next_ends wake_list touched_list reached"),
+            (LONG, "arrivals prompts outputs limits outcomes order timeline log watts"),
+            (LONG, "view_longs view_reals view_flags clock_at mean_output_at counters_at"),
+            (LONG, "knot_tokens knot_ns knot_counts token_base token_slope mixed_factor"),
+            (LONG, "routing_params routing_state sizing_params sizing_state"),
+            (LONG, "board_pending board_least board_expected board_requests"),
+            # The view's constants.
+            (LONG, "view_overlap_min"),
+            (REAL, "ttft_slo tbt_slo"),
+        ).descr,
+        ("counters", LONG, (NUM_COUNTERS,)),
+        ("mean_output", REAL, (2,)),
+    ],
+    align=True,
+)
+
+_machine, _job = record_reader(MACHINE), record_reader(JOB)
+_event, _task = record_reader(EVENT), record_reader(TASK)
+_blank = blanker(BLANK_FROM, JOB.itemsize)
+
+
+@compiled
+def machine_at(sim, m):
+    """Machine m."""
+    return _machine(sim.machines, m)
+
+
+@compiled
+def job_at(sim, slot):
+    """The request in a slot."""
+    return _job(sim.jobs, slot)
+
+
+@compiled
+def blank_job(sim, slot):
+    """Forget an attempt; the outcomes of its request stay."""
+    _blank(sim.jobs, slot)
+
+
+@compiled
+def event_at(sim, place):
+    """A place of the heap of events."""
+    return _event(sim.heap, place)
+
+
+@compiled
+def task_at(batch, place):
+    """A place of a batch, see `batch_of`."""
+    return _task(batch, place)
+
+
+@compiled
+def batch_of(sim, m):
+    """Where the tasks of machine m begin, a heap by (last, joined).
+
+    There is one more after the machines', for sorting.
+    """
+    return sim.batches + m * sim.task_stride

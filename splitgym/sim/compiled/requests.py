@@ -1,0 +1,128 @@
+"""Requests come, are placed, and go: slots, and the counts of a machine that they change."""
+
+from splitgym.profile.tables import prompt_time_ns
+from splitgym.sim.compiled.machine import *
+from splitgym.view import COMPLETED_OUTPUT_TOKENS, COMPLETED_REQUESTS, OUTPUT_DECAY
+
+_copy = copier(OUTCOME.itemsize)
+
+
+@compiled
+def take_slot(sim, request):
+    """A slot for the request in row `request` of the trace."""
+    slot = sim.free_head
+    job = job_at(sim, slot)
+    sim.free_head = job.queue_next
+    sim.used_slots = max(sim.used_slots, slot + 1)
+    job.slot = slot
+    job.in_use = 1
+    job.request = request
+    job.arrival_ns = long_at(sim.arrivals, request)
+    job.prompt_tokens = long_at(sim.prompts, request)
+    job.output_tokens = long_at(sim.outputs, request)
+    job.first_token_ns = job.finish_ns = job.prompt_machine = job.token_machine = job.decision_id = NONE
+    job.attempts = job.preemptions = job.prompts_computed = job.lost_tokens = 0
+    begin_attempt(sim, job, 0)
+    return job
+
+
+@compiled
+def begin_attempt(sim, job, attempt):
+    """An attempt to serve a request, from its prompt."""
+    job.prompt_start_ns = job.prompt_end_ns = job.transfer_start_ns = job.transfer_end_ns = NONE
+    job.decode_start_ns = NONE
+    job.flight_version += 1
+    blank_job(sim, job.slot)
+    job.goal = job.prompt_tokens
+    job.phase = ELSEWHERE
+    job.attempt = attempt
+
+
+@compiled
+def publish(sim, job):
+    """Write what has happened to a request so far where the outcomes are kept."""
+    _copy(sim.outcomes + OUTCOME_BYTES * job.request, sim.jobs + JOB_BYTES * job.slot)
+
+
+@compiled
+def publish_all(sim):
+    """Write what has happened to the requests in flight."""
+    for slot in range(sim.used_slots):
+        job = job_at(sim, slot)
+        if job.in_use:
+            publish(sim, job)
+
+
+@compiled
+def finish(sim, job):
+    """The request has all its tokens."""
+    promise(sim, job, -1)
+    job.finish_ns = sim.now
+    publish(sim, job)
+    put_long(sim.order, sim.finished, job.request)
+    sim.finished += 1
+    sim.unfinished -= 1
+    sim.in_system -= 1
+    sim.counters[COMPLETED_REQUESTS] += 1
+    sim.counters[COMPLETED_OUTPUT_TOKENS] += job.output_tokens
+    sim.mean_output[0] = OUTPUT_DECAY * sim.mean_output[0] + job.output_tokens
+    sim.mean_output[1] = OUTPUT_DECAY * sim.mean_output[1] + 1.0
+    job.in_use = 0
+    job.queue_next = sim.free_head
+    sim.free_head = job.slot
+
+
+@compiled
+def promise(sim, job, sign):
+    """A request takes its place on two machines (+1), or gives back what it still has (-1)."""
+    target = machine_at(sim, job.target)
+    target.promised += sign * (job.prompt_tokens + job.output_tokens)
+    if job.source != job.target and job.phase <= SHIPPING:
+        source = machine_at(sim, job.source)
+        source.promised += sign * (job.prompt_tokens + 1)
+
+
+@compiled
+def expect(sim, machine, job, sign):
+    """A request is (+1), or is no more (-1), to decode on a machine with its cache not there yet."""
+    machine.inbound += sign
+    machine.inbound_prompt_tokens += sign * job.prompt_tokens
+    touch(sim, machine)
+
+
+@compiled
+def leave_prompt_queue(sim, machine, job):
+    """The prompt starts or is cancelled: it is not queued any more."""
+    machine.prompt_requests -= 1
+    machine.prompt_queue_ns -= job.alone_ns
+    touch(sim, machine)
+
+
+@compiled
+def enter_prompt_queue(sim, machine, job):
+    """The prompt, or what a preempted request had before, is queued."""
+    tokens = job.goal
+    alone = prompt_time_ns(tables_of(sim), machine.row, tokens)
+    job.alone_ns = alone
+    machine.prompt_requests += 1
+    machine.prompt_tokens += tokens
+    machine.prompt_queue_ns += alone
+    touch(sim, machine)
+
+
+@compiled
+def route(sim, job, p, t):
+    """The request goes to prompt machine p and token machine t."""
+    job.source, job.target = p, t
+    job.phase = QUEUED
+    job.prompt_machine = p
+    job.token_machine = t
+    job.decision_id = job.decision
+    job.attempts += 1
+    machine = machine_at(sim, p)
+    append_prompt(sim, machine, job)
+    enter_prompt_queue(sim, machine, job)
+    expect(sim, machine_at(sim, t), job, 1)
+    promise(sim, job, 1)
+    pause(sim, machine)
+    wake(sim, machine)

@@ -1,0 +1,260 @@
+"""A simulation's arrays: made, grown and read from Python."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitgym.cluster import Cluster
+from splitgym.sim.compiled import board, loop, show
+from splitgym.sim.compiled import records as rec
+from splitgym.sim.compiled import state as st
+from splitgym.sim.compiled.requests import publish_all
+from splitgym.sim.outcomes import NEVER, TIMELINE_FIELDS, Outcomes
+from splitgym.trace import Trace
+from splitgym.types import UNKNOWN, RequestInfo, to_ns
+from splitgym.view import ClusterView
+
+Ints = NDArray[np.int64]
+FIRST_SLOTS = 1024
+_COUNTS = ("attempts", "preemptions", "prompts_computed", "lost_tokens")
+
+
+class Simulation:
+    """One simulation's memory. `sim` is its record: what compiled functions take.
+
+    Args:
+        cluster: what is simulated.
+        trace: the requests.
+        watts: `power_watts` of the cluster.
+        kinds: places of the schedulers in `ROUTING_KINDS` and `SIZING_KINDS`, or -1 to ask; `fast_form`.
+        options: their (params, state, params, state).
+        record: keep a log of all events.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        trace: Trace,
+        watts: Ints,
+        kinds: tuple[int, int, int],
+        options: tuple[NDArray[Any], ...],
+        record: bool = False,
+    ):
+        self.cluster = cluster
+        self.outcomes = Outcomes.empty(trace, cluster.num_machines)
+        self._head = np.zeros(1, np.dtype((np.record, rec.HEAD)) if rec.IN_PYTHON else rec.HEAD)
+        self.sim = self._head[0]
+        self._kept: dict[str, NDArray[Any]] = {}
+        self._set_rules(record, kinds)
+        self._set_machines()
+        self._set_requests(trace)
+        self._set_tables(watts)
+        self._set_view()
+        for name, array in zip(
+            ("routing_params", "routing_state", "sizing_params", "sizing_state"), options, strict=True
+        ):
+            self._keep(name, array)
+        self._set(num_params=len(options[0]), num_sizing_params=len(options[2]))
+        self._set_log(trace)
+        for fault in cluster.config.faults:
+            at_ns = to_ns(fault.at_s)
+            loop.plan_fault(self.sim, fault.machine, at_ns, at_ns + to_ns(fault.duration_s))
+
+    def _set(self, **fields: Any) -> None:
+        for name, value in fields.items():
+            self.sim[name] = value
+
+    def _keep(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        """Hold an array, and tell the simulation where it is."""
+        assert array.flags.c_contiguous
+        self._kept[name] = array
+        self.sim[name] = array.ctypes.data
+        return array
+
+    # ---- making -------------------------------------------------------------------------------------------
+
+    def _set_rules(self, record: bool, kinds: tuple[int, int, int]) -> None:
+        config = self.cluster.config
+        batching = config.batching
+        rules = self.cluster.view().rules
+        vllm = batching.rule == "vllm"
+        self._set(
+            max_prompt_tokens=batching.max_prompt_tokens,
+            max_tasks=batching.max_tasks,
+            max_passed_over=getattr(batching, "max_passed_over", 0),
+            rule=st.VLLM if vllm else st.PAPER,
+            block_size=getattr(batching, "block_size", 1),
+            kv_bytes=self.cluster.kv_bytes_per_token,
+            view_overlap_min=rules.overlap_min_tokens,
+            # vLLM ships caches when the whole prompt is computed, and reserves no more than what is there:
+            # outputs get blocks as they grow.
+            overlap_min=np.iinfo(np.int64).max if vllm else rules.overlap_min_tokens,
+            reserve_all=vllm or config.kv_reserve == "at_transfer",
+            shared=config.transfer.shared,
+            confine=config.confine,
+            switch_delay=to_ns(config.switch_delay_s),
+            control_interval=to_ns(config.control_interval_s),
+            next_control=to_ns(config.control_interval_s),
+            min_pool=config.min_pool_machines,
+            oracle=config.oracle,
+            logging=record,
+            routing=kinds[0],
+            sizing=kinds[1],
+            fast=kinds[2],
+            ttft_slo=rules.ttft_slo,
+            tbt_slo=rules.tbt_slo,
+            held_head=st.NONE,
+            held_tail=st.NONE,
+            rerated_head=st.NONE,
+        )
+
+    def _set_machines(self) -> None:
+        cluster, count = self.cluster, self.cluster.num_machines
+        machines = self._keep("machines", np.zeros(count, rec.MACHINE))
+        for name in machines.dtype.names or ():
+            if name.endswith(("_head", "_tail")):
+                machines[name] = st.NONE
+        machines["index"] = np.arange(count)
+        machines["row"] = cluster.machine_row
+        machines["home_pool"] = machines["pool"] = cluster.home_pools
+        machines["capacity"] = cluster.kv_capacity_tokens
+        machines["bandwidth"] = np.maximum(1, cluster.link_bytes_per_s // 64)
+        machines["transfer_constant_ns"] = cluster.view().transfer_constant_ns
+        machines["idle"] = machines["touched"] = 1
+        leaves = 1 << max(0, count - 1).bit_length()
+        # A stride of whole pages would put all batches into the same sets of the processor's caches.
+        stride = cluster.config.batching.max_tasks + 5
+        self._set(num_machines=count, num_leaves=leaves, touched=count)
+        self._set(task_stride=stride * rec.TASK.itemsize)
+        self._keep("batches", np.zeros((count + 1) * stride, rec.TASK))
+        machines["posted"] = st.NONE
+        padded = -(-count // board.BLOCK) * board.BLOCK
+        self._set(num_padded=padded)
+        self._keep("board_pending", np.full((board.POOLS, padded), st.FAR, np.int64))
+        self._keep("board_least", np.full((board.POOLS, padded // board.BLOCK), st.FAR, np.int64))
+        self._keep("board_expected", np.full((board.POOLS, padded), np.inf))
+        self._keep("board_requests", np.zeros(padded))
+        self._keep("tree", np.full(2 * leaves, st.FAR, np.int64))
+        self._keep("next_ends", np.full(count, st.FAR, np.int64))
+        self._keep("touched_list", np.arange(count, dtype=rec.SHORT))
+        self._keep("wake_list", np.zeros(count, rec.SHORT))
+        self._keep("reached", np.zeros(count, rec.SHORT))
+
+    def _set_requests(self, trace: Trace) -> None:
+        out, count = self.outcomes, len(trace)
+        results = self._keep("outcomes", np.empty(count, rec.OUTCOME))
+        for name in rec.RESULTS:
+            results[name] = 0 if name in _COUNTS else NEVER
+            setattr(out, name, results[name])
+        self._keep("order", np.zeros(count, np.int64))
+        self._keep("arrivals", out.arrival_ns)
+        self._keep("prompts", out.prompt_tokens)
+        self._keep("outputs", out.output_tokens)
+        if trace.max_tokens is not None:
+            self._keep("limits", np.ascontiguousarray(trace.max_tokens, np.int64))
+        self._set(num_requests=count, unfinished=count)
+        self._set_slots(min(FIRST_SLOTS, count + 1))
+        heap_rows = 8 * (int(self.sim["num_slots"]) + self.cluster.num_machines) + 1024
+        self._keep("heap", np.zeros(heap_rows, rec.EVENT))
+        self._set(heap_rows=heap_rows)
+
+    def _set_slots(self, size: int) -> None:
+        """Slots for requests in flight; those that there are, if any, are all in use."""
+        jobs = np.zeros(size, rec.JOB)
+        old = self._kept.get("jobs", jobs[:0])
+        jobs[: len(old)] = old
+        jobs["queue_next"][len(old) : -1] = np.arange(len(old) + 1, size)
+        jobs["queue_next"][-1] = st.NONE
+        self._keep("jobs", jobs)
+        self._set(free_head=len(old), num_slots=size)
+
+    def _set_tables(self, watts: Ints) -> None:
+        tables = self.cluster.tables
+        for name, array in zip(
+            ("knot_tokens", "knot_ns", "knot_counts", "token_base", "token_slope", "mixed_factor"),
+            tables,
+            strict=True,
+        ):
+            self._keep(name, np.ascontiguousarray(array))
+        self._keep("watts", watts)
+        self._set(
+            num_types=len(tables.prompt_knots),
+            num_knots=tables.prompt_tokens.shape[1],
+            num_batches=tables.token_base.shape[1],
+            watt_columns=watts.shape[1],
+        )
+
+    def _set_view(self) -> None:
+        """A view whose arrays are the simulation's own, with the contents of a fresh one."""
+        fresh, count = self.cluster.view(), self.cluster.num_machines
+        longs = self._keep("view_longs", np.zeros((len(show.VIEW_LONGS), count), np.int64))
+        flags = self._keep("view_flags", np.ones((len(show.VIEW_FLAGS), count), np.uint8))
+        arrays = dict(zip(show.VIEW_LONGS, longs, strict=True))
+        arrays |= dict(zip(show.VIEW_FLAGS, flags, strict=True))
+        arrays["prompt_share"] = self._keep("view_reals", np.zeros(count))
+        arrays["clock"] = self._head["now"]
+        arrays["counters"], arrays["mean_output"] = self._head["counters"][0], self._head["mean_output"][0]
+        for name, array in arrays.items():
+            array[:] = getattr(fresh, name)
+        for name in ("clock", "counters", "mean_output"):
+            self.sim[f"{name}_at"] = arrays[name].ctypes.data
+        self.view: ClusterView = fresh._replace(**arrays)
+
+    def _set_log(self, trace: Trace) -> None:
+        self._keep("timeline", np.zeros((256, len(TIMELINE_FIELDS)), np.int64))
+        # One decision may count all contiguous iterations of every machine.
+        margin = self.cluster.num_machines * (int(trace.output_tokens.max(initial=0)) + 8) + 1024
+        rows = 2 * margin if self.sim["logging"] else 1
+        self._keep("log", np.zeros((rows, 4), np.int64))
+        self._set(timeline_rows=256, log_rows=rows, log_margin=margin)
+
+    # ---- growing and reading ------------------------------------------------------------------------------
+
+    def grow(self, why: int) -> None:
+        """Double the array that is full."""
+        if why == st.GROW_JOBS:
+            self._set_slots(2 * int(self.sim["num_slots"]))
+            return
+        name, size = {
+            st.GROW_HEAP: ("heap", "heap_rows"),
+            st.GROW_TIMELINE: ("timeline", "timeline_rows"),
+            st.GROW_LOG: ("log", "log_rows"),
+        }[why]
+        old = self._kept[name]
+        self.sim[size] = len(self._keep(name, np.concatenate([old, np.zeros_like(old)])))
+
+    def request(self) -> RequestInfo:
+        """The request of the pending routing decision."""
+        job = self._kept["jobs"][self.sim["asked"]]
+        limits = self._kept.get("limits")
+        return RequestInfo(
+            request_id=int(job["request"]),
+            arrival_ns=int(job["arrival_ns"]),
+            prompt_tokens=int(job["prompt_tokens"]),
+            max_tokens=UNKNOWN if limits is None else int(limits[job["request"]]),
+            oracle_output_tokens=int(job["output_tokens"]) if self.cluster.config.oracle else UNKNOWN,
+            attempt=int(job["attempt"]),
+        )
+
+    def log(self) -> list[list[int]]:
+        """Rows (time, kind, request, machine) of a recorded run."""
+        rows: list[list[int]] = self._kept["log"][: self.sim["events"]].tolist()
+        return rows
+
+    def read(self, idle_watts: Ints) -> Outcomes:
+        """Outcomes as of now."""
+        out, machines, now = self.outcomes, self._kept["machines"], int(self.sim["now"])
+        publish_all(self.sim)
+        known = len(out.finish_order)
+        out.finish_order += self._kept["order"][known : self.sim["finished"]].tolist()
+        out.end_ns = now
+        for name in ("busy_ns", "prompt_busy_ns", "generated_tokens", "prompted_tokens"):
+            getattr(out, name)[:] = machines[name]
+        failing = np.where(machines["down"] > 0, now - machines["failed_at"], 0)
+        out.up_ns[:] = now - machines["down_ns"] - failing
+        idle_ns = np.maximum(0, out.up_ns - out.busy_ns)
+        out.energy_j[:] = (machines["watts_ns"] + idle_watts * idle_ns) / 1e9
+        known = len(out.timeline)
+        out.timeline += [tuple(row) for row in self._kept["timeline"][known : self.sim["samples"]].tolist()]
+        return out
