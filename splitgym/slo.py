@@ -28,13 +28,13 @@ NINE_SLOS: dict[str, tuple[float, float, float]] = {
 _TICKS = float(1 << TICK_BITS)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")
 def reference_ttft_ns(tables, prompt_tokens):
     """Time to first token alone on the reference machine [ns]."""
     return prompt_time_ns(tables, 0, prompt_tokens)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")
 def reference_tbt_ns(tables, prompt_tokens, output_tokens):
     """Mean time between tokens alone on the reference machine [ns], a float.
 
@@ -46,7 +46,7 @@ def reference_tbt_ns(tables, prompt_tokens, output_tokens):
     return (tables.token_base[0, 1] + tables.token_slope[0, 1] * (prompt_tokens + output / 2.0)) / _TICKS
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")
 def reference_e2e_ns(tables, prompt_tokens, output_tokens):
     """End-to-end time alone on the reference machine [ns], a float."""
     first = float(prompt_time_ns(tables, 0, prompt_tokens))
@@ -55,7 +55,7 @@ def reference_e2e_ns(tables, prompt_tokens, output_tokens):
     return first + reference_tbt_ns(tables, prompt_tokens, output_tokens) * (output_tokens - 1)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")
 def is_good(tables, ttft_slo, tbt_slo, prompt_tokens, output_tokens, arrival_ns, first_token_ns, finish_ns):
     """Did a completed request meet both objectives?
 
@@ -73,7 +73,7 @@ def is_good(tables, ttft_slo, tbt_slo, prompt_tokens, output_tokens, arrival_ns,
     return finish_ns - first_token_ns <= allowed * (output_tokens - 1)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")
 def _reference_times(tables, prompt_tokens, output_tokens, ttft, tbt, e2e):
     for i in range(len(prompt_tokens)):
         ttft[i] = reference_ttft_ns(tables, prompt_tokens[i])

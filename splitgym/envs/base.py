@@ -53,9 +53,9 @@ class SchedulingEnv(gym.Env[Observation, Any]):
         self.render_mode = render_mode
         self.cluster = Cluster.resolve(resolve_cluster(self.config, self.confined))
         self.max_machines = self.config.max_machines or self.cluster.num_machines
-        self._reward = make_reward(self.config.reward)
+        self.reward = make_reward(self.config.reward)
         duration_s = self.config.warmup_s + self.config.episode_s
-        self._workload = make_workload(
+        self.workload = make_workload(
             self.config.trace,
             self.config.part,
             self.config.rate_per_s,
@@ -63,11 +63,11 @@ class SchedulingEnv(gym.Env[Observation, Any]):
             duration_s,
             self.cluster.num_machines,
         )
-        self._end_ns = to_ns(duration_s)
-        self._ledger = Ledger(self.cluster, to_ns(self.config.warmup_s), self.config.episode_s)
+        self.end_ns = to_ns(duration_s)
+        self.ledger = Ledger(self.cluster, to_ns(self.config.warmup_s), self.config.episode_s)
         self._observer = Observer(self.max_machines)
         self._codec = self._make_codec()
-        self.engine: Engine = self._make_engine()
+        self.engine: Engine = self.make_engine()
         self.observation_space = observation_space(self.max_machines)  # type: ignore[assignment]
         self.action_space = self._codec.space
         self.decision: Decision | None = None
@@ -79,7 +79,7 @@ class SchedulingEnv(gym.Env[Observation, Any]):
     def _make_codec(self) -> ActionCodec:
         raise NotImplementedError
 
-    def _make_engine(self) -> Engine:
+    def make_engine(self) -> Engine:
         raise NotImplementedError
 
     def _cause(self, completion: Completion) -> int:
@@ -103,7 +103,7 @@ class SchedulingEnv(gym.Env[Observation, Any]):
         if given is not None and not isinstance(given, Trace):
             raise ConfigError(f"reset option trace is {given!r}, expected a Trace")
         for _ in range(1 if given is not None else _TRIES):
-            trace = self._workload.draw(self.np_random) if given is None else given
+            trace = self.workload.draw(self.np_random) if given is None else given
             self.engine.reset(trace, int(self.np_random.integers(2**31)))
             self._observer.reset(self.engine.view)
             self._begin()
@@ -115,7 +115,7 @@ class SchedulingEnv(gym.Env[Observation, Any]):
                 f"trace {trace.name!r}: no decision comes up before all is done; raise the rate"
             )
         self._invalid_actions = 0
-        self._ledger.reset(self.engine.outcomes(), self.decision.now_ns)
+        self.ledger.reset(self.engine.outcomes(), self.decision.now_ns)
         info = {
             "elapsed_s": self.decision.now_ns / NS_PER_S,
             "decision_id": NO_DECISION,
@@ -141,8 +141,8 @@ class SchedulingEnv(gym.Env[Observation, Any]):
         last = self.decision is None
         outcomes = self.engine.outcomes()
         now_ns = outcomes.end_ns if self.decision is None else self.decision.now_ns
-        happened = self._ledger.advance(outcomes, now_ns, last)
-        terms = self._reward.terms(happened)
+        happened = self.ledger.advance(outcomes, now_ns, last)
+        terms = self.reward.terms(happened)
         info: dict[str, Any] = {
             "elapsed_s": happened.elapsed_s,
             "decision_id": answered.decision_id,
@@ -152,10 +152,10 @@ class SchedulingEnv(gym.Env[Observation, Any]):
                 (self._cause(c), c.good, c.ttft_slowdown, c.tbt_slowdown) for c in happened.completions
             ],
             "invalid_actions": self._invalid_actions,
-            "metrics": self._ledger.running(self.engine.view),
+            "metrics": self.ledger.running(self.engine.view),
         }
         if last:
-            info["episode_metrics"], info["requests"] = self._ledger.final(outcomes)
+            info["episode_metrics"], info["requests"] = self.ledger.final(outcomes)
         request = None if self.decision is None else self.decision.request
         observation = self._observer.observe(self.engine.view, request)
         return observation, float(sum(terms.values())), False, last, info
@@ -169,7 +169,7 @@ class SchedulingEnv(gym.Env[Observation, Any]):
         if self.render_mode is None:
             gym.logger.warn("render() without a render_mode: give render_mode='ansi' or 'rgb_array'")
             return None
-        goodput = self._ledger.good / self._ledger.completed if self._ledger.completed else None
+        goodput = self.ledger.good / self.ledger.completed if self.ledger.completed else None
         if self.render_mode == "ansi":
             return render.ansi(self.engine.view, self._names, goodput)
         return render.rgb_array(self.engine.view, self._names, goodput)
@@ -186,6 +186,6 @@ class SchedulingEnv(gym.Env[Observation, Any]):
         """The next question for the agent. After the window's end pools stay as they are while it drains."""
         while True:
             decision = self.engine.run_until_decision()
-            if decision is None or decision.kind == DecisionKind.ROUTE or decision.now_ns < self._end_ns:
+            if decision is None or decision.kind == DecisionKind.ROUTE or decision.now_ns < self.end_ns:
                 return decision
             self.engine.apply(0)

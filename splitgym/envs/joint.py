@@ -55,5 +55,5 @@ class JointEnv(SchedulingEnv):
     def _make_codec(self) -> ActionCodec:
         return JointActions(self.max_machines, self.config.max_moves, self.cluster.config.min_pool_machines)
 
-    def _make_engine(self) -> Engine:
+    def make_engine(self) -> Engine:
         return make_engine(self.cluster, None, None, self.config.engine)

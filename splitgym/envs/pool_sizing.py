@@ -62,7 +62,7 @@ class PoolSizingEnv(SchedulingEnv):
     def _make_codec(self) -> ActionCodec:
         return SizingActions(self.config.max_moves, self.cluster.config.min_pool_machines)
 
-    def _make_engine(self) -> Engine:
+    def make_engine(self) -> Engine:
         return make_engine(self.cluster, routing_scheduler(self.config.routing), None, self.config.engine)
 
     def _begin(self) -> None:

@@ -14,4 +14,5 @@ def register_all() -> None:
     """Register every id with Gymnasium; a second call changes nothing."""
     for name, entry_point in IDS.items():
         if name not in gym.registry:
-            gym.register(id=name, entry_point=entry_point)
+            kind = entry_point.partition(":")[0].rpartition(".")[2]
+            gym.register(id=name, entry_point=entry_point, vector_entry_point=f"splitgym.envs.vector:{kind}")

@@ -87,7 +87,7 @@ class RoutingEnv(SchedulingEnv):
     def _make_codec(self) -> ActionCodec:
         return RoutingActions(self.max_machines, self.config.flat)
 
-    def _make_engine(self) -> Engine:
+    def make_engine(self) -> Engine:
         return make_engine(self.cluster, None, sizing_scheduler(self.config.sizing), self.config.engine)
 
 

@@ -26,19 +26,19 @@ TYPICAL_PROMPT_TOKENS = 1024
 _PROMPT, _TOKEN, _MIXED = int(Pool.PROMPT), int(Pool.TOKEN), int(Pool.MIXED)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def squash(x, scale):
     """x / (x + scale), for x of at least 0."""
     return x / (x + scale)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def clip(x, low, high):
     """`x` within [low, high]."""
     return min(high, max(low, x))
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def remember(view, memory, last):
     """Move the recent rates on to the view's time; returns the seconds since the last call.
 
@@ -63,7 +63,7 @@ def remember(view, memory, last):
     return elapsed_s
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def mean_prompt(memory):
     """Mean prompt tokens of the last 60 s; `TYPICAL_PROMPT_TOKENS` before any arrival."""
     if memory[REQUESTS_60S] <= 0.0:
@@ -71,7 +71,7 @@ def mean_prompt(memory):
     return memory[PROMPT_TOKENS_60S] / memory[REQUESTS_60S]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def fill(view, request, present, memory, last, scratch, machines, cluster, wanted, mask):
     """Fill one observation.
 
@@ -95,7 +95,7 @@ def fill(view, request, present, memory, last, scratch, machines, cluster, wante
     mask[: view.machine_row.shape[0]] = 1.0
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def least_allowed(values, allowed):
     """Least value of an allowed machine; of any machine when none is allowed."""
     best, found = np.inf, False
@@ -108,7 +108,7 @@ def least_allowed(values, allowed):
     return best
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def fill_machines(view, scratch, out):
     """(M, F) from the view and its predictions."""
     tables, rules = view.tables, view.rules
@@ -116,12 +116,15 @@ def fill_machines(view, scratch, out):
     wait_min = least_allowed(scratch[:, predict.WAIT_S], view.prompt_allowed)
     ttft_min = least_allowed(scratch[:, predict.TTFT], view.prompt_allowed)
     split_min = least_allowed(scratch[:, predict.TBT_SPLIT], view.token_allowed)
+    before, prompt_speed, token_speed = -1, 0.0, 0.0
     for m in range(view.machine_row.shape[0]):
         row, x, o = view.machine_row[m], scratch[m], out[m]
-        prompt_speed = prompt_time_ns(tables, 0, full) / prompt_time_ns(tables, row, full)
-        token_speed = token_time_ns(tables, 0, SPEED_BATCH, SPEED_CONTEXT_TOKENS) / token_time_ns(
-            tables, row, SPEED_BATCH, SPEED_CONTEXT_TOKENS
-        )
+        if row != before:  # neighbours are mostly of one type
+            before = row
+            prompt_speed = prompt_time_ns(tables, 0, full) / prompt_time_ns(tables, row, full)
+            token_speed = token_time_ns(tables, 0, SPEED_BATCH, SPEED_CONTEXT_TOKENS) / token_time_ns(
+                tables, row, SPEED_BATCH, SPEED_CONTEXT_TOKENS
+            )
         o[0] = squash(prompt_speed, 1.0)
         o[1] = squash(token_speed, 1.0)
         o[2] = squash(np.float64(view.kv_capacity_tokens[m]), 131072.0)
@@ -161,7 +164,7 @@ def fill_machines(view, scratch, out):
         o[36] = squash(max(0.0, x[predict.HARM_TOKEN]), 1.0)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def fill_cluster(view, scratch, memory, since_s, out):
     """(G,) from the view, its predictions and the recent rates."""
     fill_load(view, memory, out)
@@ -171,16 +174,21 @@ def fill_cluster(view, scratch, memory, since_s, out):
     out[23] = squash(since_s, 1.0)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def fill_load(view, memory, out):
     """Places 0 to 7. A second without arrivals is added before the rates, so the first is no spike."""
     tables, full = view.tables, view.rules.max_prompt_tokens
     prompt_speed, token_speed = 0.0, 0.0  # of all available machines [tokens/s]
+    before, prompt_own, token_own = -1, 0.0, 0.0  # of one
     for m in range(view.machine_row.shape[0]):
         if view.available[m]:
             row = view.machine_row[m]
-            prompt_speed += full * 1e9 / prompt_time_ns(tables, row, full)
-            token_speed += SPEED_BATCH * 1e9 / token_time_ns(tables, row, SPEED_BATCH, SPEED_CONTEXT_TOKENS)
+            if row != before:
+                before = row
+                prompt_own = full * 1e9 / prompt_time_ns(tables, row, full)
+                token_own = SPEED_BATCH * 1e9 / token_time_ns(tables, row, SPEED_BATCH, SPEED_CONTEXT_TOKENS)
+            prompt_speed += prompt_own
+            token_speed += token_own
     prompt_speed, token_speed = max(1.0, prompt_speed), max(1.0, token_speed)
     mean_output = predict.mean_output(view)
     fast = memory[REQUESTS_5S] / (memory[WEIGHT_5S] + 1.0)
@@ -199,7 +207,7 @@ def fill_load(view, memory, out):
     out[7] = squash(mean_output, 256.0)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def fill_pools(view, out):
     """Places 8 to 11: shares of machines."""
     m = view.machine_row.shape[0]
@@ -212,7 +220,7 @@ def fill_pools(view, out):
     out[8], out[9], out[10], out[11] = available / m, prompt / m, token / m, mixed / m
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def fill_prompt_side(view, scratch, out):
     """Places 12 to 16, over machines that may take a prompt; zeros when there is none."""
     n, wait, low, high, share, missed = 0, 0.0, np.inf, 0.0, 0.0, 0
@@ -229,7 +237,7 @@ def fill_prompt_side(view, scratch, out):
         out[15], out[16] = share / n, missed / n
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def fill_token_side(view, scratch, out):
     """Places 17 to 22, over machines that may take a token phase; zeros when there is none."""
     n, running, inbound, used, top, share, missed = 0, 0, 0, 0.0, 0.0, 0.0, 0
@@ -248,7 +256,7 @@ def fill_token_side(view, scratch, out):
         out[19], out[20], out[21], out[22] = used / n, top, share / n, missed / n
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def fill_request(view, request, memory, out):
     """(R,) of a request that is to be routed."""
     prompt = np.float64(request.prompt_tokens)

@@ -29,7 +29,7 @@ class ProfileTables(NamedTuple):
     mixed_factor: NDArray[np.float64]  # (K,) a batch of both kinds: times its prompt time
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")
 def prompt_time_ns(tables, row, tokens):
     """Time of an iteration over prompts of `tokens` tokens in all [ns]: piecewise linear, and so beyond.
 
@@ -50,7 +50,7 @@ def prompt_time_ns(tables, row, tokens):
     return max(1, y0 + (2 * (y1 - y0) * (tokens - x0) + (x1 - x0)) // (2 * (x1 - x0)))
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")
 def token_time_ticks(tables, row, batch_size, context_tokens):
     """Time of one token iteration [ticks of 2**-16 ns].
 
@@ -71,13 +71,13 @@ def token_time_ticks(tables, row, batch_size, context_tokens):
     return base + slope * context_tokens
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")
 def token_time_ns(tables, row, batch_size, context_tokens):
     """Time of one token iteration, rounded down [ns]. See `token_time_ticks`."""
     return token_time_ticks(tables, row, batch_size, context_tokens) >> TICK_BITS
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")
 def mixed_time_ns(tables, row, tokens, batch_size, context_tokens):
     """Time of an iteration with prompts and token tasks [ns].
 

@@ -55,13 +55,13 @@ class Reference(NamedTuple):
     mean_output_tokens: float  # recent mean over completed requests: the estimate for all others
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def mean_output(view):
     """Decayed mean output of completed requests [tokens], at least 1."""
     return max(1.0, view.mean_output[0] / view.mean_output[1])
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def estimated_output(view, request):
     """Estimated output of one request [tokens]: the recent mean, capped by its `max_tokens` where known."""
     mean = mean_output(view)
@@ -70,7 +70,7 @@ def estimated_output(view, request):
     return mean
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def prompt_share(view, m):
     """Share of machine m's recent time given to prompts, decayed to now.
 
@@ -81,19 +81,19 @@ def prompt_share(view, m):
     return min(MAX_SHARE, share)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def wait_ns(view, m):
     """Prompt time of the prompts queued on m and what is left of its iteration [ns], an integer."""
     return view.prompt_queue_ns[m] + max(0, view.iteration_end_ns[m] - view.clock[0])
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def pending_tokens(view, m):
     """Pending tokens as the paper's simulator counts them: those of prompts, and one a token task."""
     return view.prompt_tokens[m] + view.running[m] + view.inbound[m]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def fewest_pending(view, flags):
     """The flagged machine with the fewest pending tokens; -1 where none is flagged."""
     best = -1
@@ -103,7 +103,7 @@ def fewest_pending(view, flags):
     return best
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def promised_tokens(view, m, mean):
     """KV tokens that the requests placed on m are expected to need in the end.
 
@@ -118,7 +118,7 @@ def promised_tokens(view, m, mean):
     return max(np.float64(view.kv_used_tokens[m]), expected)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def transfer_ns(view, request, t):
     """Predicted KV transfer to token machine t [ns], as seen from the receiving side alone.
 
@@ -131,7 +131,7 @@ def transfer_ns(view, request, t):
     return size * 1e9 / view.link_bytes_per_s[t]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def reference(view, request):
     """The request alone on the reference machine (row 0 of the tables): a `Reference`."""
     output = estimated_output(view, request)
@@ -144,7 +144,7 @@ def reference(view, request):
     )
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def predict(view, request, interference, out):
     """Fill the predictions for a request on every machine, allowed or not.
 
@@ -207,7 +207,7 @@ def predict(view, request, interference, out):
     return ref
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def predict_request(view, request, out):
     """`predict` with interference at weight 1: what an observation shows. See there."""
     predict(view, request, 1.0, out)

@@ -111,6 +111,26 @@ class CompiledEngine:
             check_route(self.view, action, "the action")
             loop.answer_route(self._simulation.sim, *action)
 
+    @property
+    def runs_inside(self) -> bool:
+        """Whatever decides, except for who is asked, is a built-in scheduler: no Python is called."""
+        ask = (self.routing is None, self.sizing is None)
+        return all(a or kind >= 0 for a, kind in zip(ask, (self._routing_kind, self._sizing_kind)))
+
+    @property
+    def address(self) -> int:
+        """Where the simulation is, for compiled code that advances it (`splitgym.envs.fleet`)."""
+        return self._simulation.address
+
+    @property
+    def finished(self) -> Any:
+        """(N,) int64 requests in the order in which they complete; filled while the simulation goes on."""
+        return self._simulation.order
+
+    def grow(self, why: int) -> None:
+        """Make room for what the simulation lacks: a reason for which `loop.advance` returned."""
+        self._simulation.grow(why)
+
     def outcomes(self) -> Outcomes:
         return self._simulation.read(self._idle_watts)
 

@@ -184,6 +184,6 @@ def copier(size: int) -> Callable[..., Any]:
 long_at, put_long = reader(np.int64), writer(np.int64)
 short_at, put_short = reader(SHORT), writer(SHORT)
 real_at, put_real = reader(np.float64), writer(np.float64)
-put_flag = writer(np.uint8)
+flag_at, put_flag = reader(np.uint8), writer(np.uint8)
 longs, matrix = view_maker(np.int64, 1), view_maker(np.int64, 2)
 reals, flags = view_maker(np.float64, 1), view_maker(np.uint8, 1)

@@ -72,6 +72,16 @@ class Simulation:
         self.sim[name] = array.ctypes.data
         return array
 
+    @property
+    def address(self) -> int:
+        """Of the record."""
+        return int(self._head.ctypes.data)
+
+    @property
+    def order(self) -> Ints:
+        """(N,) requests in the order in which they complete; the rest of it is not meant."""
+        return self._kept["order"]
+
     # ---- making -------------------------------------------------------------------------------------------
 
     def _set_rules(self, record: bool, kinds: tuple[int, int, int]) -> None:

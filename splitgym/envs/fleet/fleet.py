@@ -1,0 +1,356 @@
+"""A fleet: N environments of one kind, each with its own simulation, seed and window."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitgym.envs.base import SchedulingEnv
+from splitgym.envs.fleet.kernel import find_bad, step_seats
+from splitgym.envs.fleet.records import JOINT, OFFICE, ROUTING, RUNS, SEAT, SIZING, TERMS
+from splitgym.envs.fleet.threads import Threads
+from splitgym.envs.joint import JointEnv
+from splitgym.envs.pool_sizing import PoolSizingEnv
+from splitgym.envs.reward import Cost, GoodMinusBad, RequestsInSystem, Reward, SlowdownClipped, WeightedSum
+from splitgym.envs.routing import RoutingEnv
+from splitgym.errors import ActionError, ConfigError
+from splitgym.observation import observation_space
+from splitgym.schedulers.predict import NUM_PREDICTIONS
+from splitgym.sim.compiled_engine import CompiledEngine
+from splitgym.slo import reference_times_s
+from splitgym.trace import Trace
+from splitgym.view import NUM_COUNTERS
+
+KINDS: dict[type[SchedulingEnv], int] = {RoutingEnv: ROUTING, PoolSizingEnv: SIZING, JointEnv: JOINT}
+_TERMS_OF: dict[type, tuple[str, ...]] = {
+    GoodMinusBad: ("good", "bad"),
+    SlowdownClipped: ("slowdown",),
+    RequestsInSystem: ("requests_in_system",),
+    Cost: ("cost",),
+}
+_TRIES = 20
+
+
+def terms_of(reward: Reward) -> list[tuple[str, float]] | None:
+    """(term, weight) in the order of the reward's own sum; None where compiled code does not count one."""
+    if type(reward) is WeightedSum:
+        found: dict[str, float] = {}
+        for part, weight in reward.parts:
+            inner = terms_of(part)
+            if inner is None or any(name in found for name, _ in inner):
+                return None
+            found.update((name, weight * factor) for name, factor in inner)
+        return list(found.items())
+    names = _TERMS_OF.get(type(reward))
+    return None if names is None else [(name, 1.0) for name in names]
+
+
+def _slowdown_limits(reward: Reward) -> set[float]:
+    if isinstance(reward, WeightedSum):
+        return set().union(*(_slowdown_limits(part) for part, _ in reward.parts))
+    return {reward.limit} if isinstance(reward, SlowdownClipped) else set()
+
+
+def compilable(env: SchedulingEnv) -> str:
+    """Why environments like this one cannot be stepped by compiled code; empty where they can."""
+    if type(env) not in KINDS:
+        return f"{type(env).__name__} is an environment of its own"
+    engine = env.engine
+    if not isinstance(engine, CompiledEngine):
+        return "its engine is not the compiled one"
+    if not engine.runs_inside:
+        return "a scheduler inside it is not a built-in one"
+    if terms_of(env.reward) is None:
+        return f"its reward {env.reward.name!r} is not counted by compiled code"
+    return ""
+
+
+class Fleet:
+    """N environments like `env`, stepped together. Actions and observations are arrays with one row each.
+
+    After `step` or `begin`, the arrays hold what came of it, until the step after the next one.
+
+    Args:
+        env: a template: its arguments, spaces and workload are those of all; it is not stepped itself.
+        num_envs: N.
+        threads: that step them; None is one a core.
+
+    Raises:
+        ConfigError: `compilable` says why not.
+    """
+
+    def __init__(self, env: SchedulingEnv, num_envs: int, threads: int | None = None) -> None:
+        why = compilable(env)
+        if why:
+            raise ConfigError(f"a fleet cannot be made: {why}")
+        if num_envs < 1:
+            raise ConfigError(f"num_envs is {num_envs}, expected at least 1")
+        self.env = env
+        self.num_envs = n = num_envs
+        self._kind = KINDS[type(env)]
+        self._weights = [(TERMS.index(name), weight) for name, weight in terms_of(env.reward) or ()]
+        self._engines: list[Any] = [env.engine, *(env.make_engine() for _ in range(n - 1))]
+        self._generators = [np.random.default_rng() for _ in range(n)]
+        self._references: list[NDArray[np.float64]] = [np.zeros((3, 0))] * n
+        self._results: list[Any] = [None] * n  # `Outcomes` of the episodes in progress
+        self._orders: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * n
+        self._collected = [0] * n
+        self._drained: list[NDArray[np.float64]] = []
+        self._seats = np.zeros(n, SEAT)
+        self._office = self._make_office()
+        self._threads = Threads(n, threads)
+        size = env.max_machines
+        self._scratch = [np.zeros((size, NUM_PREDICTIONS)) for _ in range(self._threads.count)]
+        space = observation_space(size)
+        self._buffers = [
+            {key: np.zeros((n, *(box.shape or ())), np.float32) for key, box in space.items()} for _ in (0, 1)
+        ]
+        self._turn = 0
+        space_shape = getattr(env.action_space, "nvec", None)
+        self._sizes = np.array(
+            [env.action_space.n] if space_shape is None else space_shape,  # type: ignore[attr-defined]
+            np.int64,
+        )
+        self._actions = np.zeros((n, 3), np.int64)
+        self._action_shape = (n,) if len(self._sizes) == 1 else (n, len(self._sizes))
+        self._address, self._office_address = self._seats.ctypes.data, self._office.ctypes.data
+        self._all = np.arange(n)
+        self._ended = True
+        self._allowed = np.zeros((n, int(self._sizes.sum())), np.uint8)
+
+    # ---- what came of the last call -----------------------------------------------------------------------
+
+    @property
+    def observations(self) -> dict[str, NDArray[np.float32]]:
+        """(N, ...) arrays by key. They are overwritten by the call after the next one."""
+        return self._buffers[self._turn]
+
+    @property
+    def rewards(self) -> NDArray[np.float64]:
+        """(N,) of the last step."""
+        total = np.zeros(self.num_envs)
+        for column, weight in self._weights:
+            total += weight * self._seats["terms"][:, column]
+        return total
+
+    def terms(self) -> dict[str, NDArray[np.float64]]:
+        """(N,) weighted terms by name, whose sum is the reward."""
+        return {TERMS[c]: weight * self._seats["terms"][:, c] for c, weight in self._weights}
+
+    @property
+    def over(self) -> NDArray[np.bool_]:
+        """(N,) the episode has ended."""
+        return self._seats["over"] != 0
+
+    @property
+    def any_over(self) -> bool:
+        """Has any episode ended?"""
+        return self._ended
+
+    @property
+    def elapsed_s(self) -> NDArray[np.float64]:
+        """(N,) simulated time of the last step."""
+        return self._seats["elapsed_s"].copy()
+
+    @property
+    def asked(self) -> NDArray[np.int64]:
+        """(N,) the pending decision, -1 where there is none."""
+        return self._seats["asked"].copy()
+
+    @property
+    def answered(self) -> NDArray[np.int64]:
+        """(N,) the decision that the last action answered."""
+        return self._seats["answered"].copy()
+
+    @property
+    def invalid_actions(self) -> NDArray[np.int64]:
+        """(N,) actions of the episode so far that were not allowed as they came."""
+        return self._seats["invalid"].copy()
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """(N, A) which actions are allowed now, a row as of `SchedulingEnv.action_masks`."""
+        return self._allowed.view(np.bool_)
+
+    def outcomes(self, i: int) -> list[tuple[int, bool, float, float]]:
+        """(decision, good, TTFT slowdown, TBT slowdown) of what environment i completed in its last step."""
+        seat, slo = self._seats[i], self.env.cluster.config.slo
+        out = self._engines[i].outcomes()
+        found = []
+        for request in out.finish_order[seat["finished_from"] : seat["finished_seen"]]:
+            if request < seat["first"]:
+                continue
+            ttft_s, tbt_s, _ = self._references[i][:, request].tolist()
+            first, finish = int(out.first_token_ns[request]), int(out.finish_ns[request])
+            output = int(out.output_tokens[request])
+            ttft = (first - int(out.arrival_ns[request])) * 1e-9 / ttft_s
+            tbt = (finish - first) * 1e-9 / (output - 1) / tbt_s if output > 1 else float("nan")
+            good = ttft <= slo.ttft_slowdown and not tbt > slo.tbt_slowdown
+            found.append((int(out.decision_id[request]), good, ttft, tbt))
+        return found
+
+    def drain(self) -> NDArray[np.float64]:
+        """(K, 3) good, TTFT and TBT slowdown of the requests that completed since the last call."""
+        for i in range(self.num_envs):
+            self._collect(i)
+        found, self._drained = self._drained, []
+        return np.concatenate(found) if found else np.zeros((0, 3))
+
+    def episode(self, i: int) -> tuple[dict[str, Any], Any]:
+        """Metrics and requests of environment i's ended episode, as in the last info of `SchedulingEnv`."""
+        return self.env.ledger.final(self._engines[i].outcomes())
+
+    # ---- stepping -----------------------------------------------------------------------------------------
+
+    def begin(
+        self,
+        places: NDArray[np.int64],
+        seeds: dict[int, int | None] | None = None,
+        trace: Trace | None = None,
+        keep_others: bool = False,
+    ) -> None:
+        """Begin an episode in each of `places` and advance to its first decision.
+
+        Args:
+            places: (n,) environments.
+            seeds: by environment; without one its generator goes on.
+            trace: runs that trace instead of a drawn window.
+            keep_others: write into the buffer of the last step, which is then whole.
+
+        Raises:
+            ConfigError: no window with a decision was found.
+        """
+        for place, seed in (seeds or {}).items():
+            if seed is not None:
+                self._generators[place] = np.random.default_rng(seed)
+        left = np.asarray(places, np.int64)
+        if not keep_others:
+            self._copy_others(left)
+        for _ in range(1 if trace is not None else _TRIES):
+            for i in left.tolist():
+                self._start(i, trace)
+            self._run(left)
+            left = left[self._seats["over"][left] != 0]
+            if not len(left):
+                return
+        raise ConfigError("no decision comes up before all is done; raise the rate")
+
+    def step(self, actions: Any) -> None:
+        """Answer the pending decision of every environment that has one, and advance.
+
+        Args:
+            actions: (N,) or (N, k) integers of the action space. Rows of environments that are over are not
+                read.
+
+        Raises:
+            ActionError: another shape, or a number outside the space; nothing has been stepped then.
+        """
+        array = np.asarray(actions)
+        if array.dtype.kind not in "iu" or array.shape != self._action_shape:
+            raise ActionError(
+                f"actions of shape {array.shape} and type {array.dtype}: expected integers of shape "
+                f"{self._action_shape}"
+            )
+        self._actions[:, : len(self._sizes)] = array.reshape(self.num_envs, -1)
+        bad = find_bad(self._address, self._actions, self._sizes)
+        if bad >= 0:
+            raise ActionError(f"action {array[bad]!r} of environment {bad} is not in {self.env.action_space}")
+        going = self._all
+        if self._ended:
+            going = np.flatnonzero(self._seats["over"] == 0)
+        self._copy_others(going)
+        self._run(going)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.close()
+
+    # ---- inside -------------------------------------------------------------------------------------------
+
+    def _make_office(self) -> NDArray[Any]:
+        env, office = self.env, np.zeros(1, OFFICE)
+        limits = _slowdown_limits(env.reward)
+        office["kind"] = self._kind
+        office["flat"] = getattr(env.config, "flat", False)
+        office["max_machines"] = env.max_machines
+        office["max_moves"] = getattr(env.config, "max_moves", 0)
+        office["min_pool"] = env.cluster.config.min_pool_machines
+        office["ttft_slo"] = env.cluster.config.slo.ttft_slowdown
+        office["tbt_slo"] = env.cluster.config.slo.tbt_slowdown
+        office["slowdown_limit"] = limits.pop() if limits else 0.0
+        office["cost_per_hour"] = env.cluster.cost_per_hour
+        return office
+
+    def _copy_others(self, places: NDArray[np.int64]) -> None:
+        """Take the other buffer; environments that are not stepped keep their observation."""
+        before = self._buffers[self._turn]
+        self._turn = 1 - self._turn
+        if len(places) < self.num_envs:
+            others = np.setdiff1d(np.arange(self.num_envs), places)
+            for key, array in self._buffers[self._turn].items():
+                array[others] = before[key][others]
+
+    def _collect(self, i: int) -> None:
+        """Keep the newest completions of environment i for `drain`."""
+        seat, slo = self._seats[i], self.env.cluster.config.slo
+        order = self._orders[i][self._collected[i] : seat["finished_seen"]]
+        self._collected[i] = seat["finished_seen"]
+        rows = order[order >= seat["first"]]
+        if not len(rows):
+            return
+        out = self._results[i]
+        ttft_s, tbt_s, _ = self._references[i][:, rows]
+        first, finish, output = out.first_token_ns[rows], out.finish_ns[rows], out.output_tokens[rows]
+        ttft = (first - out.arrival_ns[rows]) * 1e-9 / ttft_s
+        tbt = np.where(output > 1, (finish - first) * 1e-9 / np.maximum(1, output - 1) / tbt_s, np.nan)
+        good = (ttft <= slo.ttft_slowdown) & ~(tbt > slo.tbt_slowdown)
+        self._drained.append(np.stack([good.astype(np.float64), ttft, tbt], axis=1))
+
+    def _start(self, i: int, trace: Trace | None) -> None:
+        """A new window for environment i, as `SchedulingEnv.reset`."""
+        self._collect(i)
+        env, rng, engine = self.env, self._generators[i], self._engines[i]
+        drawn = env.workload.draw(rng) if trace is None else trace
+        engine.reset(drawn, int(rng.integers(2**31)))
+        outcomes = engine.outcomes()
+        references = np.stack(
+            reference_times_s(env.cluster.tables, outcomes.prompt_tokens, outcomes.output_tokens)
+        )
+        self._references[i], self._results[i] = references, outcomes
+        self._orders[i], self._collected[i] = engine.finished, 0
+        seat, warmup_ns = self._seats[i : i + 1], env.ledger.warmup_ns
+        seat[...] = np.zeros(1, SEAT)
+        seat["head"] = engine.address
+        seat["stage"] = RUNS
+        seat["end_ns"] = env.end_ns
+        seat["warmup_ns"] = warmup_ns
+        seat["references"] = references.ctypes.data
+        seat["first"] = seat["arrivals_seen"] = np.searchsorted(outcomes.arrival_ns, warmup_ns)
+        seat["answered"] = -1
+        seat["last"][0, :NUM_COUNTERS] = engine.view.counters
+        seat["last"][0, NUM_COUNTERS] = engine.view.clock[0]
+
+    def _run(self, places: NDArray[np.int64]) -> None:
+        """Step the environments in `places` to their next question, growing what is too small on the way."""
+        left = places
+        self._threads.map(self._step_some, left)
+        while self._seats["why"].any():
+            left = np.flatnonzero(self._seats["why"])
+            for i in left.tolist():
+                self._engines[i].grow(int(self._seats["why"][i]))
+            self._threads.map(self._step_some, left)
+        self._ended = bool(self._seats["over"].any())
+
+    def _step_some(self, thread: int, places: NDArray[np.int64]) -> None:
+        seen = self.observations
+        step_seats(
+            self._address,
+            places,
+            self._office_address,
+            self._actions,
+            seen["machines"],
+            seen["cluster"],
+            seen["request"],
+            seen["mask"],
+            self._allowed,
+            self._scratch[thread],
+        )

@@ -1,0 +1,79 @@
+"""The record of one environment of a fleet: what compiled code needs beside its simulation."""
+
+from typing import Any
+
+import numpy as np
+
+from splitgym.observation import kernel
+from splitgym.sim.compiled.reach import record_reader
+from splitgym.sim.compiled.records import HEAD
+
+# What is asked of the agent.
+ROUTING, SIZING, JOINT = range(3)
+
+# What the next call of the kernel does with an environment.
+WAITS, ANSWERS, RUNS = range(3)
+# WAITS: nothing. ANSWERS: apply the action and advance. RUNS: advance, at the begin of an episode or after
+# an array has grown.
+
+TERMS = ("good", "bad", "slowdown", "requests_in_system", "cost")
+"""Columns of the reward's terms, without weights."""
+
+_LONGS = (
+    "head",  # address of the simulation
+    "stage",  # see above
+    "why",  # 0, or what the simulation lacks (`splitgym.sim.compiled.state`)
+    "begun",  # the episode has had its first decision
+    "over",  # and its last
+    "question",  # 0 none, 1 route, 2 resize
+    "end_ns",  # the window's: no resizing is asked for after it
+    "warmup_ns",
+    "references",  # address of (3, N) float64: TTFT, TBT, E2E alone on the reference machine [s]
+    "first",  # the first request that counts
+    "arrivals_seen",
+    "arrived",
+    "completed",
+    "good",
+    "with_tbt",
+    "finished_from",  # completions of the last step: places in the order of finishing
+    "finished_seen",
+    "before_ns",
+    "integral_ns",
+    "invalid",  # actions so far that were mapped to others
+    "answered",  # decision that the last action answered
+    "asked",  # the pending one
+)
+_REALS = ("elapsed_s", "slowdown_ttft", "slowdown_tbt", "slowdown_e2e")
+
+SEAT = np.dtype(
+    [
+        *((name, np.int64) for name in _LONGS),
+        *((name, np.float64) for name in _REALS),
+        ("terms", np.float64, (len(TERMS),)),
+        ("memory", np.float64, (kernel.NUM_MEMORY,)),
+        ("last", np.int64, (kernel.NUM_LAST,)),
+    ],
+    align=True,
+)
+
+OFFICE = np.dtype(
+    [
+        *(
+            (name, np.int64)
+            for name in (
+                "kind",  # ROUTING, SIZING or JOINT
+                "flat",  # one number instead of two
+                "max_machines",
+                "max_moves",
+                "min_pool",
+            )
+        ),
+        *((name, np.float64) for name in ("ttft_slo", "tbt_slo", "slowdown_limit", "cost_per_hour")),
+    ],
+    align=True,
+)
+"""What the environments of a fleet share."""
+
+seat_at: Any = record_reader(SEAT)
+office_at: Any = record_reader(OFFICE)
+head_at: Any = record_reader(HEAD)
