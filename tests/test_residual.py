@@ -161,7 +161,7 @@ def test_it_decides_as_a_search_over_all_pairs(view, request, seed):
     assert residual(weights).route(view, request) == best
 
 
-@given(clusters(), rows_of_requests, seeds)
+@given(clusters(ageing=("decodes",)), rows_of_requests, seeds)
 @settings(max_examples=40)
 def test_both_engines_agree(cluster, rows, seed):
     trace = tiny_trace(*rows)
