@@ -158,6 +158,7 @@ class RolloutMetrics(BaseCallback):
         self._lengths = np.zeros(0, np.int64)
 
     def _on_training_start(self) -> None:
+        self._drain = getattr(self.training_env, "drain", None)
         self._returns = np.zeros(self.training_env.num_envs)
         self._lengths = np.zeros(self.training_env.num_envs, np.int64)
 
@@ -165,6 +166,10 @@ class RolloutMetrics(BaseCallback):
         self._returns += self.locals["rewards"]
         self._lengths += 1
         self._steps += len(self._returns)
+        if self._drain is not None:  # outcomes and terms are collected there
+            for place in np.flatnonzero(self.locals["dones"]).tolist():
+                self._episode_ended(place, self.locals["infos"][place])
+            return True
         for i, info in enumerate(self.locals["infos"]):
             self._completions.extend(row[1:] for row in info.get("outcomes_by_decision", ()))
             for name, value in info.get("reward_terms", {}).items():
@@ -185,6 +190,9 @@ class RolloutMetrics(BaseCallback):
         self._returns[i] = self._lengths[i] = 0
 
     def _on_rollout_end(self) -> None:
+        if self._drain is not None:
+            completions, self._sums = self._drain()
+            self._completions.extend(map(tuple, completions.tolist()))
         if self._completions:
             good, ttft, tbt = np.array(self._completions, float).T
             self.logger.record("requests/goodput", float(good.mean()))

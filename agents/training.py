@@ -17,7 +17,7 @@ from agents.discounting import RealTime
 from agents.imitation import Teacher, warm_start
 from agents.models import build_model, load_parameters, reward_scale
 from agents.runs import RunFolder, load_replay, read_state, restore_rng
-from agents.vec import InProcess
+from agents.vec import vec_env
 from splitgym.config import load_yaml, to_mapping
 from splitgym.errors import ConfigError
 
@@ -115,7 +115,7 @@ def make_vec_env(config: RunConfig, task: Task) -> VecEnv:
         from agents.ray_envs import RayEnvs
 
         return RayEnvs(makers, config.learner.ray)
-    return InProcess(makers)
+    return vec_env(makers)
 
 
 def _restore(model: Any, venv: VecEnv, run: RunFolder, config: RunConfig) -> dict[str, Any]:

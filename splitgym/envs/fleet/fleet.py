@@ -19,6 +19,7 @@ from splitgym.schedulers.predict import NUM_PREDICTIONS
 from splitgym.sim.compiled_engine import CompiledEngine
 from splitgym.slo import reference_times_s
 from splitgym.trace import Trace
+from splitgym.types import Pool
 from splitgym.view import NUM_COUNTERS
 
 KINDS: dict[type[SchedulingEnv], int] = {RoutingEnv: ROUTING, PoolSizingEnv: SIZING, JointEnv: JOINT}
@@ -96,6 +97,7 @@ class Fleet:
         self._orders: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * n
         self._collected = [0] * n
         self._drained: list[NDArray[np.float64]] = []
+        self._sums = np.zeros(len(TERMS))
         self._seats = np.zeros(n, SEAT)
         self._office = self._make_office()
         self._threads = Threads(n, threads)
@@ -199,6 +201,17 @@ class Fleet:
         """Metrics and requests of environment i's ended episode, as in the last info of `SchedulingEnv`."""
         return self.env.ledger.final(self._engines[i].outcomes())
 
+    def drain_terms(self) -> dict[str, float]:
+        """Sum of each weighted term over all environments and steps since the last call."""
+        found = {TERMS[c]: weight * float(self._sums[c]) for c, weight in self._weights}
+        self._sums[:] = 0.0
+        return found
+
+    def pools(self, i: int) -> dict[str, float]:
+        """Machines of environment i in each pool by present work."""
+        pools = self._engines[i].view.pool.tolist()
+        return {f"{pool.name.lower()}_machines": float(pools.count(pool)) for pool in Pool}
+
     # ---- stepping -----------------------------------------------------------------------------------------
 
     def begin(
@@ -259,6 +272,7 @@ class Fleet:
             going = np.flatnonzero(self._seats["over"] == 0)
         self._copy_others(going)
         self._run(going)
+        self._sums += self._seats["terms"].sum(axis=0)
 
     def close(self) -> None:
         """End the threads."""
