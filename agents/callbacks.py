@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -119,10 +119,16 @@ class Housekeeping(BaseCallback):
         self.save("finished")
 
 
+class Interruptible(Protocol):
+    """What a signal asks to end."""
+
+    interrupted: bool
+
+
 class Signals:
     """Within it, the first SIGINT or SIGTERM asks for a clean end; the second SIGINT ends at once."""
 
-    def __init__(self, housekeeping: Housekeeping) -> None:
+    def __init__(self, housekeeping: Interruptible) -> None:
         self._housekeeping = housekeeping
         self._before: dict[int, Any] = {}
 

@@ -20,7 +20,9 @@ for _needed in ("torch", "stable_baselines3", "sb3_contrib"):
     if find_spec(_needed) is None:
         raise ModuleNotFoundError(f"learning needs {_needed}", name=_needed)
 
-Algo = Annotated[str, typer.Option(help="maskable_ppo, ppo, a2c, or dqn (flat routing, pool_sizing).")]
+Algo = Annotated[
+    str, typer.Option(help="maskable_ppo, ppo, a2c, dqn (flat routing, pool_sizing), es or cem (routing).")
+]
 EnvName = Annotated[str, typer.Option("--env", help="routing, pool_sizing or joint.")]
 Machines = Annotated[
     str, typer.Option("--cluster", help="Machines: TYPE:COUNTS such as h100-80gb:5P3T; join groups with +.")
@@ -35,7 +37,7 @@ Rate = Annotated[
     str | None, typer.Option(help="Requests/s, or LOW-HIGH to draw one an episode, or own (the trace's own).")
 ]
 Arrivals = Annotated[str | None, typer.Option(help="poisson, or stamps (as recorded).")]
-Steps = Annotated[int | None, typer.Option(help="Decisions in all.")]
+Steps = Annotated[int | None, typer.Option(help="Decisions in all; of es and cem, generations.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Same seed, same run; default 0.")]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="New folder; default runs/ENV-ALGO-TIME.")]
 Resume = Annotated[Path | None, typer.Option(help="Run folder to continue, with its own configuration.")]
@@ -116,9 +118,12 @@ def contender(run: str, cluster: ClusterConfig) -> "Contender":
         ConfigError: no run folder, no model in it, or an agent that knows fewer machines.
     """
     from agents import evaluation
+    from agents.config import EVOLVED
     from agents.task import cluster_of
 
     config = evaluation.load_config(run)
+    if config.algo in EVOLVED:  # any cluster, with the cluster's own confinement
+        return evaluation.contender(evaluation.load_agent(run, name=run), config)
     known = evaluation.machines_of(config)
     if cluster.num_machines > known:
         raise ConfigError(f"policy {run} knows {known} machines, the cluster has {cluster.num_machines}")
@@ -135,7 +140,7 @@ def export(run: str, out: Path, *, which: str, name: str, onnx: bool) -> "Policy
 
 def _say(outcome: Any) -> None:
     run = outcome.run
-    print(f"{outcome.state} after {outcome.steps} decisions; best validation goodput {outcome.goodput:.3f}")
+    print(f"{outcome.state} after {outcome.steps} steps; best validation goodput {outcome.goodput:.3f}")
     print(f"model        {run.best / 'model.zip'}")
     print(f"evaluations  {run.evaluations_file}")
     print(f"TensorBoard  tensorboard --logdir {run.tensorboard}")

@@ -8,10 +8,13 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from splitgym import saturation
 from splitgym.config import STRICT, ClusterConfig, from_mapping
 from splitgym.errors import ConfigError
 
-Algo = Literal["ppo", "maskable_ppo", "dqn", "a2c"]
+Algo = Literal["ppo", "maskable_ppo", "dqn", "a2c", "es", "cem"]
+EVOLVED = ("es", "cem")
+"""Algorithms that search the weights of the index and its residual, on the compiled engine alone."""
 EnvName = Literal["routing", "pool_sizing", "joint"]
 
 HYPERPARAMS = Path(__file__).resolve().parent / "hyperparams"
@@ -29,6 +32,8 @@ class WorkloadConfig:
     """Requests per second; of a (low, high) range one rate is drawn an episode. None keeps the trace's own
     rate.
     """
+    load: float | tuple[float, float] | None = None
+    """Replaces `rate_per_s`: a fraction of what saturates the cluster, or a range (`splitgym.saturation`)."""
     warmup_s: float = Field(default=20.0, ge=0)
     """Start of an episode that counts in no reward. A window from an empty cluster would hide overload."""
     episode_s: float = Field(default=90.0, gt=0)
@@ -151,6 +156,61 @@ class WarmStartConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class EvolutionConfig:
+    """Evolution strategies (`es`) and the cross-entropy method (`cem`) over the index and its residual.
+
+    A step of the run is a generation. The numbers are those of the study that found the residual, where it
+    said any.
+    """
+
+    clusters: Literal["many", "own"] = "many"
+    """`many` draws a cluster a scenario; `own` is the run's cluster."""
+    machines: tuple[int, int] = (4, 16)
+    """`many`: least and most machines."""
+    mixed: float = Field(default=0.5, ge=0, le=1)
+    """`many`: share of clusters with A100 beside H100 machines."""
+    models: tuple[str, ...] = ("bloom-176b", "llama2-70b")
+    """`many`: models, drawn evenly."""
+    workloads: tuple[str, ...] = (
+        "poisson:azure-conv",
+        "poisson:azure-code",
+        "stamps:azure-conv",
+        "stamps:azure-code",
+        "shifting:azure-conv~azure-code",
+        "mixed:azure-conv+azure-code",
+    )
+    """Drawn evenly, from the train part."""
+    loads: tuple[float, float] = (0.8, 1.35)
+    """Fractions of saturation, drawn uniformly."""
+    scenarios: int = Field(default=10, ge=1)
+    """A generation; all its candidates run on the same ones."""
+    tail_weight: float = Field(default=0.05, ge=0)
+    """What the tail costs: goodput - tail_weight x tail is sought, see `agents.scenarios.tail`."""
+    hidden: int = Field(default=10, ge=0)
+    """ES: width of the network."""
+    pairs: int = Field(default=16, ge=1)
+    """ES: mirrored pairs of candidates."""
+    learning_rate: float = Field(default=0.15, gt=0)
+    """ES: Adam's; a step is 2 x learning_rate x sigma. Over the second half it falls to a tenth."""
+    average: float = Field(default=0.02, gt=0, le=1)
+    """ES: weight of the newest iterate in the moving average, which is the result."""
+    start: str | None = None
+    """ES: run folder whose result is where the search begins; None is the index with tuned weights."""
+    population: int = Field(default=32, ge=4)
+    """CEM: candidates a generation."""
+    elite: float = Field(default=0.25, gt=0, le=0.5)
+    """CEM: share of them that the next distribution is fitted to."""
+    smoothing: float = Field(default=0.7, gt=0, le=1)
+    """CEM: weight of the new distribution."""
+    loads_judged: tuple[float, ...] = (0.9, 1.05, 1.2, 1.35)
+    """Loads of the validation windows; each workload is run at each, on `evaluation.windows` windows."""
+    clusters_judged: tuple[str, ...] = ("h100-80gb:8M", "h100-80gb:4M+a100-80gb:4M")
+    """`many`: clusters of the validation windows, of the first model."""
+    threads: int | None = Field(default=None, ge=1)
+    """None: as many as cores. The result does not depend on it."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class EvaluationConfig:
     """The evaluation callback."""
 
@@ -183,7 +243,7 @@ class RunConfig:
     env: EnvName = "routing"
     """Environment."""
     steps: int = Field(default=500_000, ge=1)
-    """Decisions in all."""
+    """Decisions in all; of `es` and `cem`, generations."""
     seed: int = Field(default=0, ge=0)
     """Same seed, same run."""
     cluster: ClusterConfig = ClusterConfig()
@@ -198,6 +258,8 @@ class RunConfig:
     """PPO, MaskablePPO and A2C."""
     dqn: DqnConfig = DqnConfig()
     """DQN."""
+    evolution: EvolutionConfig = EvolutionConfig()
+    """ES and CEM."""
     warm_start: WarmStartConfig = WarmStartConfig()
     """Imitation first."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -215,6 +277,8 @@ class RunConfig:
                 "environment.flat: true (--flat); "
                 "for two numbers or the joint environment use ppo, maskable_ppo or a2c"
             )
+        if self.algo in EVOLVED and self.env != "routing":
+            raise ValueError(f"{self.algo} searches routing weights: use env routing")
         if self.environment.flat and self.env != "routing":
             raise ValueError(f"environment.flat is for routing; {self.env} has one action space only")
         if self.warm_start.teacher and (self.algo == "dqn" or self.env == "joint"):
@@ -224,6 +288,18 @@ class RunConfig:
         if self.algo != "dqn" and self.learner.num_envs * self.on_policy.n_steps < 2:
             raise ValueError("learner.num_envs x on_policy.n_steps must be at least 2")
         return self
+
+
+def rates(config: RunConfig) -> float | tuple[float, float] | None:
+    """Requests per second of training: one, a (low, high) range, or None for the trace's own.
+
+    Raises:
+        ConfigError: a load where no saturation is known.
+    """
+    load = config.workload
+    if load.load is None:
+        return load.rate_per_s
+    return saturation.rates(load.load, config.cluster, f"{load.arrivals}:{load.trace}")
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from agents.config import RunConfig
+from agents.config import EVOLVED, RunConfig
+from agents.evolution import load_residual
 from agents.models import build_model, load_parameters
 from agents.runs import RunFolder
 from splitgym import schedulers
@@ -22,6 +23,7 @@ from splitgym.envs.action import JointActions, RoutingActions, SizingActions
 from splitgym.errors import ConfigError
 from splitgym.evaluation import Contender
 from splitgym.observation import Observer, observation_space
+from splitgym.schedulers import Residual
 from splitgym.types import Decision, DecisionKind, RequestInfo
 from splitgym.view import ClusterView
 
@@ -122,13 +124,13 @@ def load_config(run: str | Path) -> RunConfig:
 
 def load_agent(
     run: str | Path, which: str = "best", temperature: float | None = None, name: str = ""
-) -> Agent:
+) -> "Agent | Residual":
     """The agent of a run folder, for `splitgym.evaluation` and the engines.
 
     Args:
         run: the folder. A path to a zip is refused: its configuration would be unknown.
         which: "best" (by validation goodput) or "latest"; without a best one the latest is taken.
-        temperature: None takes the run's own.
+        temperature: None takes the run's own; without effect on `es` and `cem`.
         name: what tables call it; the folder's name if empty.
 
     Raises:
@@ -141,6 +143,8 @@ def load_agent(
             "config.yaml cannot be checked"
         )
     config = load_config(path)
+    if config.algo in EVOLVED:
+        return load_residual(path, which, name)
     folder = RunFolder(path)
     latest = folder.latest_checkpoint()
     places = [folder.best] if which == "best" else []
@@ -164,10 +168,12 @@ def machines_of(config: RunConfig) -> int:
     return config.environment.max_machines or config.cluster.num_machines
 
 
-def contender(agent: Agent, config: RunConfig) -> Contender:
+def contender(agent: "Agent | Residual", config: RunConfig) -> Contender:
     """The agent with what completes it: the run's router to a sizing agent, no resizing to a routing one."""
     if config.env == "routing":
         return Contender(agent.name, agent, schedulers.sizing("static"))
     if config.env == "pool_sizing":
+        assert isinstance(agent, Agent)
         return Contender(agent.name, schedulers.routing(config.environment.router), agent)
+    assert isinstance(agent, Agent)
     return Contender(agent.name, agent, agent)

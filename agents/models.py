@@ -10,7 +10,7 @@ from sb3_contrib import MaskablePPO
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.save_util import load_from_zip_file
 
-from agents.config import RunConfig
+from agents.config import RunConfig, rates
 from agents.discounting import RealTimeMaskableRolloutBuffer, RealTimeReplayBuffer, RealTimeRolloutBuffer
 from agents.policies import MaskableScorerPolicy, ScorerPolicy
 from splitgym.errors import ConfigError
@@ -37,7 +37,7 @@ def reward_scale(config: RunConfig) -> float:
     """What rewards are multiplied by: as configured, or such that a discounted sum is about 1."""
     if config.learner.reward_scale is not None:
         return config.learner.reward_scale
-    rate = config.workload.rate_per_s
+    rate = rates(config)
     if rate is None:
         rate = 5.0  # the Azure traces' own rates are 2.5 and 5.4 requests/s
     if isinstance(rate, tuple):

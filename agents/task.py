@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from agents.config import RunConfig
+from agents.config import RunConfig, rates
 from agents.evaluation import Agent, contender, machines_of, make_codec
 from splitgym import schedulers
 from splitgym.cluster import Cluster
@@ -47,7 +47,7 @@ def env_options(config: RunConfig) -> dict[str, Any]:
     options: dict[str, Any] = {
         "cluster": cluster_of(config),
         "part": "train",
-        "rate_per_s": load.rate_per_s,
+        "rate_per_s": rates(config),
         "arrivals": load.arrivals,
         "episode_s": load.episode_s,
         "warmup_s": load.warmup_s,
@@ -115,8 +115,9 @@ class SimulatorTask:
         """Windows of a part of the trace, at the evaluation's rate unless one is given."""
         load = self.config.workload
         rate = rate_per_s or self.config.evaluation.rate_per_s
-        if rate is None and load.rate_per_s is not None:
-            rate = float(np.mean(load.rate_per_s))
+        trained = rates(self.config)
+        if rate is None and trained is not None:
+            rate = float(np.mean(trained))
         if rate is None and load.arrivals == "poisson":
             rate = find(load.trace).rate_per_s
         return Workload(

@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from agents.callbacks import Bar, Housekeeping, RolloutMetrics, Signals, tensorboard_logger
-from agents.config import RunConfig
+from agents.config import EVOLVED, RunConfig
 from agents.discounting import RealTime
 from agents.imitation import Teacher, warm_start
 from agents.models import build_model, load_parameters, reward_scale
@@ -54,6 +54,8 @@ def train(config: RunConfig, run_dir: str | Path, *, task: Task | None = None, s
         ConfigError: the folder holds a run already, or something in the configuration cannot be used.
     """
     run = RunFolder(run_dir)
+    if config.algo in EVOLVED:
+        return _evolve(config, run, show, new=True)
     task = task or _task(config)
     env = task.make_env()  # an error in the configuration shows before a folder is made
     env.close()
@@ -71,12 +73,26 @@ def resume(run_dir: str | Path, *, task: Task | None = None, show: bool = True) 
     run.require()
     config = load_yaml(RunConfig, run.config_file)
     done = run.progress()
+    what = "generations" if config.algo in EVOLVED else "decisions"
     if done["state"] == "finished":
-        Console().print(
-            f"{run.path} is finished: {done['steps']} of {config.steps} decisions. Nothing to do."
-        )
+        Console().print(f"{run.path} is finished: {done['steps']} of {config.steps} {what}. Nothing to do.")
         return Outcome(run, int(done["steps"]), "finished", run.best_score("goodput"))
+    if config.algo in EVOLVED:
+        return _evolve(config, run, show, new=False)
     return _learn(config, run, task or _task(config), show)
+
+
+def _evolve(config: RunConfig, run: RunFolder, show: bool, new: bool) -> Outcome:
+    from agents.evolution import evolve, make_search
+    from agents.scenarios import judged
+
+    if new:
+        judged(config)  # an error in the configuration shows before a folder is made
+        make_search(config)
+        run.create(to_mapping(config), config.seed)
+    ended = evolve(config, run, show)
+    state = "finished" if ended.generation >= config.steps else "interrupted"
+    return Outcome(run, ended.generation, state, run.best_score("goodput"))
 
 
 def _task(config: RunConfig) -> Task:
@@ -193,4 +209,4 @@ def check_total(config: RunConfig, steps: int | None) -> None:
         ConfigError: `steps` differs.
     """
     if steps is not None and steps != config.steps:
-        raise ConfigError(f"a resumed run keeps its total of {config.steps} decisions; leave out --steps")
+        raise ConfigError(f"a resumed run keeps its total of {config.steps} steps; leave out --steps")

@@ -21,7 +21,7 @@ ROOMS = (
     ("sim",),
     ("observation",),
     ("schedulers",),
-    ("view", "cluster"),
+    ("view", "cluster", "saturation"),
     ("slo", "metrics"),
     ("trace", "profile"),
     ("scale",),

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from splitgym.cli import data, deploy, design, engine, evaluate, fidelity
+from splitgym.cli import data, deploy, design, engine, evaluate, fidelity, saturation
 from splitgym.cli.learning import add_learning_commands
 from splitgym.errors import SplitgymError
 
@@ -16,6 +16,7 @@ app = typer.Typer(
 app.command()(evaluate.evaluate)
 app.command("max-rate")(evaluate.max_rate)
 app.command()(evaluate.sweep)
+app.command()(saturation.saturation)
 app.command()(design.characterize)
 app.command()(design.provision)
 app.command()(fidelity.validate)

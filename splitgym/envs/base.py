@@ -7,6 +7,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
+from splitgym import saturation
 from splitgym.cluster import Cluster
 from splitgym.config import make
 from splitgym.envs import render
@@ -58,7 +59,7 @@ class SchedulingEnv(gym.Env[Observation, Any]):
         self.workload = make_workload(
             self.config.trace,
             self.config.part,
-            self.config.rate_per_s,
+            self._rate(),
             self.config.arrivals,
             duration_s,
             self.cluster.num_machines,
@@ -73,6 +74,13 @@ class SchedulingEnv(gym.Env[Observation, Any]):
         self.decision: Decision | None = None
         self._invalid_actions = 0
         self._names = [self.cluster.profile_of(m).machine.name for m in range(self.cluster.num_machines)]
+
+    def _rate(self) -> float | tuple[float, float] | None:
+        load, trace = self.config.load, self.config.trace
+        if load is None:
+            return self.config.rate_per_s
+        name = trace if isinstance(trace, str) else getattr(trace, "name", type(trace).__name__)
+        return saturation.rates(load, self.cluster.config, f"{self.config.arrivals}:{name}")
 
     # ---- what a subclass says -----------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from splitgym.config import STRICT, ClusterConfig, from_mapping, load_yaml, parse_machines
 from splitgym.errors import ConfigError
 
+Load = Annotated[float, Field(gt=0)]
 DEFAULT_RATE_PER_S = 18.0
 """Near saturation of the default cluster: the tuned index has goodput .97 at 18, .66 at 19."""
 
@@ -29,6 +30,8 @@ class EnvConfig:
     """Part of the trace that episodes are drawn from: train, validation, test, or None for all."""
     rate_per_s: float | tuple[float, float] | None = DEFAULT_RATE_PER_S
     """Mean arrivals per second; of a (low, high) range each episode draws one; None is the trace's own."""
+    load: Load | tuple[Load, Load] | None = None
+    """Replaces `rate_per_s`: a fraction of what saturates the cluster, or a range (`splitgym.saturation`)."""
     arrivals: str = "poisson"
     """`poisson` (resampled) or `stamps` (a window of the trace at the rate; superposed above 8 machines)."""
     episode_s: float = Field(default=90.0, gt=0)

@@ -1,6 +1,5 @@
 """Who is compared: a policy under a name, in any of the forms in which it may be given."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -8,6 +7,7 @@ from splitgym import schedulers
 from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig, VllmBatchingConfig, parse_machines
 from splitgym.errors import ConfigError
+from splitgym.saturation import hardware, write_hardware
 from splitgym.schedulers.protocol import RoutingScheduler, SizingScheduler
 from splitgym.types import RequestInfo
 from splitgym.view import ClusterView
@@ -114,7 +114,7 @@ def cluster_for(entrant: Contender, cluster: Cluster) -> Cluster:
     mine, theirs = hardware(own), hardware(base)
     if mine != theirs:
         raise ConfigError(
-            f"policy {entrant.name} runs on {_say(mine)}, the others on {_say(theirs)}: "
+            f"policy {entrant.name} runs on {write_hardware(mine)}, the others on {write_hardware(theirs)}: "
             "only clusters of the same machines can be compared"
         )
     return Cluster.resolve(own)
@@ -123,14 +123,6 @@ def cluster_for(entrant: Contender, cluster: Cluster) -> Cluster:
 def without_split(cluster: ClusterConfig) -> ClusterConfig:
     """The same cluster with every machine mixed: working for both phases, at home in no pool."""
     return replace(cluster, machines=tuple(replace(group, pool="mixed") for group in cluster.machines))
-
-
-def hardware(cluster: ClusterConfig) -> Counter[str]:
-    """How many machines of each type, whatever their pools."""
-    found: Counter[str] = Counter()
-    for group in cluster.machines:
-        found[f"{group.machine}/tp{group.tensor_parallel}"] += group.count
-    return found
 
 
 def _by_name(text: str, sizing: str | SizingScheduler, name: str, cluster: ClusterConfig | None) -> Contender:
@@ -152,7 +144,3 @@ def _by_name(text: str, sizing: str | SizingScheduler, name: str, cluster: Clust
 
 def _sizing(sizing: str | SizingScheduler) -> SizingScheduler:
     return schedulers.sizing(sizing) if isinstance(sizing, str) else sizing
-
-
-def _say(machines: Counter[str]) -> str:
-    return " + ".join(f"{count} {machine}" for machine, count in sorted(machines.items()))

@@ -140,10 +140,12 @@ def evaluate(
             be used, a request that fits no machine; all before the first run.
         ActionError: a policy chose a machine that it must not.
     """
+    from splitgym.evaluation.saturate import with_rate  # which measures by evaluating
+
     cluster = cluster if isinstance(cluster, Cluster) else Cluster.resolve(cluster)
     entrants = contenders(policies, sizing, cluster.config)
     clusters = {entrant.name: cluster_for(entrant, cluster) for entrant in entrants}
-    loads = tuple(parse(w) if isinstance(w, str) else w for w in workloads)
+    loads = tuple(with_rate(parse(w) if isinstance(w, str) else w, cluster) for w in workloads)
     numbers = tuple(int(s) for s in seeds)
     if not (entrants and loads and numbers):
         raise ConfigError("nothing to evaluate: give at least one policy, one workload and one seed")

@@ -5,6 +5,7 @@
     stamps:azure-conv@x2           the same, twice as fast as recorded
     shifting:azure-conv~azure-code@12    Poisson, sizes move from the first trace to the second and back
     mixed:azure-conv+azure-code@12       Poisson, sizes from both, half and half
+    poisson:azure-code@0.9sat      any of them at 0.9 of what saturates the cluster (`splitgym.saturation`)
 
 Everything is taken from one part of the trace (`train`, `validation`, `test`), stamps and sizes alike. `all`
 is the whole trace: for sizing clusters, where nothing is learned and nothing can leak.
@@ -28,7 +29,7 @@ Kind = Literal["poisson", "stamps", "shifting", "mixed"]
 Part = Literal["train", "validation", "test", "all"]
 
 _TEXT = re.compile(
-    r"^(?P<kind>poisson|stamps|shifting|mixed)(?::(?P<sources>[^@]+))?(?:@(?P<factor>x)?(?P<rate>[0-9.]+))?$"
+    r"^(?P<kind>poisson|stamps|shifting|mixed)(?::(?P<sources>[^@]+))?(?:@(?P<factor>x)?(?P<rate>[0-9.]+)(?P<load>sat)?)?$"
 )
 _JOINED_BY = {"shifting": "~", "mixed": "+"}
 _BOTH = ("azure-conv", "azure-code")
@@ -45,6 +46,8 @@ class Workload:
     """Traces by name or path: one, or two for `shifting` and `mixed`."""
     rate_per_s: float | None = Field(default=None, gt=0)
     """Mean arrivals per second. Only `stamps` can do without (the recorded rate, times `speed`)."""
+    load: float | None = Field(default=None, gt=0)
+    """The rate as a fraction of saturation; `evaluate`, which knows the cluster, works out `rate_per_s`."""
     speed: float = Field(default=1.0, gt=0)
     """`stamps` without a rate: how many times faster than recorded."""
     duration_s: float = Field(default=100.0, gt=0)
@@ -59,7 +62,7 @@ class Workload:
         wanted = 2 if self.kind in _JOINED_BY else 1
         if len(self.sources) != wanted:
             raise ValueError(f"a {self.kind} workload has {wanted} trace(s), found {list(self.sources)}")
-        if self.rate_per_s is None and self.kind != "stamps":
+        if self.rate_per_s is None and self.load is None and self.kind != "stamps":
             raise ValueError(f"a {self.kind} workload needs a rate: {self.kind}:TRACE@REQUESTS_PER_SECOND")
 
     @property
@@ -75,13 +78,15 @@ class Workload:
     @property
     def name(self) -> str:
         """The text that `parse` reads."""
+        if self.load is not None:
+            return f"{self.base_name}@{self.load:g}sat"
         if self.rate_per_s is not None:
             return f"{self.base_name}@{self.rate_per_s:g}"
         return f"{self.base_name}@x{self.speed:g}"
 
     def at_rate(self, rate_per_s: float) -> "Workload":
         """The same workload at another rate."""
-        return replace(self, rate_per_s=rate_per_s)
+        return replace(self, rate_per_s=rate_per_s, load=None)
 
     def build(self, seed: int = 0, machines: int = 1, load: Callable[[str], Trace] | None = None) -> Trace:
         """The trace of one window: arrivals in [0, end_s).
@@ -93,7 +98,10 @@ class Workload:
 
         Raises:
             TraceError: a trace that cannot be loaded, or is too short for the window at this speed.
+            ConfigError: a load whose rate has not been worked out.
         """
+        if self.load is not None and self.rate_per_s is None:
+            raise ConfigError(f"workload {self.name}: a load needs a cluster to become a rate")
         load = load or find
         found = [load(source) for source in self.sources]
         parts = found if self.part == "all" else [traces.part(trace, self.part) for trace in found]
@@ -150,7 +158,9 @@ def parse(text: str, **fields: object) -> Workload:
         sources = (named or _BOTH[0],)
     given: dict[str, object] = {"kind": kind, "sources": sources}
     if match["rate"]:
-        given["speed" if match["factor"] else "rate_per_s"] = match["rate"]
+        given["speed" if match["factor"] else "load" if match["load"] else "rate_per_s"] = match["rate"]
+    if match["factor"] and match["load"]:
+        raise ConfigError(f"workload {text!r}: give a load (@0.9sat) or a speed (@x2), not both")
     if match["factor"] and kind != "stamps":
         raise ConfigError(f"workload {text!r}: only stamps have a recorded rate to multiply; give requests/s")
     return make(Workload, **(given | fields))

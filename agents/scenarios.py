@@ -1,0 +1,181 @@
+"""What a generation is judged on: clusters, workloads and loads, drawn or fixed, run in threads."""
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.config import RunConfig
+from splitgym import schedulers
+from splitgym.cluster import Cluster
+from splitgym.config import ClusterConfig, make, parse_machines
+from splitgym.errors import ConfigError, TraceError
+from splitgym.evaluation.saturate import known_or_measured
+from splitgym.evaluation.workloads import Workload, find, parse
+from splitgym.metrics import RequestTable, request_table
+from splitgym.schedulers import Residual
+from splitgym.sim import make_engine
+from splitgym.trace import Trace
+
+Floats = NDArray[np.float64]
+
+WORST_SHARE = 0.02
+TAIL_FROM = 6.0
+"""The tail is what the worst 2 % of the requests wait beyond the p99 SLO of the TTFT slowdown, 6."""
+
+_TRIES = 100
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One window of requests for one cluster."""
+
+    cluster: Cluster
+    workload: Workload
+    trace: Trace
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of K candidates on S scenarios. Windows without a request are NaN."""
+
+    goodput: Floats  # (K, S)
+    tail: Floats  # (K, S) see `tail`
+    ttft_p99: Floats  # (K, S) of the TTFT slowdown
+
+    def fitness(self, tail_weight: float) -> Floats:
+        """(K,) what is sought, the mean over scenarios."""
+        return np.asarray(np.nanmean(self.goodput - tail_weight * self.tail, axis=1))
+
+
+def draw(config: RunConfig, rng: np.random.Generator) -> list[Scenario]:
+    """The scenarios of one generation, from the train part.
+
+    Raises:
+        ConfigError: the workloads and loads leave no window that the traces are long enough for.
+    """
+    wanted = config.evolution.scenarios
+    found: list[Scenario] = []
+    for _ in range(_TRIES * wanted):
+        low, high = config.evolution.loads
+        cluster = _draw_cluster(config, rng)
+        text = str(rng.choice(config.evolution.workloads))
+        load, seed = float(rng.uniform(low, high)), int(rng.integers(2**31))
+        try:
+            found.append(_scenario(config, cluster, text, load, seed, "train"))
+        except TraceError:  # too fast for the part, or an empty window
+            continue
+        if len(found) == wanted:
+            return found
+    raise ConfigError("evolution: the traces are too short for these workloads and loads; lower loads")
+
+
+def judged(config: RunConfig, part: str = "validation") -> list[Scenario]:
+    """The fixed scenarios that progress is judged on: every cluster, workload and load.
+
+    Raises:
+        ConfigError: none of them has a window.
+    """
+    evolution = config.evolution
+    if evolution.clusters == "own":
+        clusters = [_resolved(config.cluster)]
+    else:
+        clusters = [named(evolution.models[0], text) for text in evolution.clusters_judged]
+    found = []
+    for cluster in clusters:
+        for text in evolution.workloads:
+            for load in evolution.loads_judged:
+                for seed in range(config.evaluation.windows):
+                    try:
+                        found.append(_scenario(config, cluster, text, load, seed, part))
+                    except TraceError:
+                        continue
+    if not found:
+        raise ConfigError(f"evolution: the {part} parts of the traces are too short for all workloads")
+    return found
+
+
+@cache
+def named(model: str, machines: str) -> Cluster:
+    """A cluster by model and machines in short, resolved once."""
+    return Cluster.resolve(make(ClusterConfig, model=model, machines=parse_machines(machines)))
+
+
+_OWN: dict[str, Cluster] = {}
+
+
+def _resolved(config: ClusterConfig) -> Cluster:
+    key = repr(config)
+    if key not in _OWN:
+        _OWN[key] = Cluster.resolve(config)
+    return _OWN[key]
+
+
+def _draw_cluster(config: RunConfig, rng: np.random.Generator) -> Cluster:
+    evolution = config.evolution
+    if evolution.clusters == "own":
+        return _resolved(config.cluster)
+    model = str(rng.choice(evolution.models))
+    low, high = evolution.machines
+    size = int(rng.integers(low, high + 1))
+    h100 = int(rng.integers(1, size)) if size > 1 and rng.random() < evolution.mixed else size
+    text = f"h100-80gb:{h100}M" + (f"+a100-80gb:{size - h100}M" if h100 < size else "")
+    return named(model, text)
+
+
+_find = cache(find)
+
+
+def _scenario(config: RunConfig, cluster: Cluster, text: str, load: float, seed: int, part: str) -> Scenario:
+    rate = load * known_or_measured(cluster, text)
+    own = config.workload
+    workload = parse(f"{text}@{rate}", part=part, warmup_s=own.warmup_s, duration_s=own.episode_s)
+    return Scenario(cluster, workload, workload.build(seed, cluster.num_machines, _find))
+
+
+def tail(table: RequestTable) -> float:
+    """How long the unluckiest wait: the mean of ln(max(TTFT slowdown, 6) / 6) over the worst 2 %.
+
+    About the logarithm of the p99 over its SLO, but smoother. A hundredfold wait of a few costs as much as it
+    should: starving them is what a search for goodput alone learns in overload.
+    """
+    slow = np.sort(table.ttft_slowdown)[-max(1, round(WORST_SHARE * len(table))) :]
+    return float(np.log(np.maximum(slow, TAIL_FROM) / TAIL_FROM).mean())
+
+
+def run(scheduler: schedulers.CompiledRouting, scenario: Scenario) -> tuple[float, float, float]:
+    """Goodput, tail and TTFT p99 of one scheduler on one scenario."""
+    cluster, workload = scenario.cluster, scenario.workload
+    engine = make_engine(cluster, scheduler, schedulers.sizing("static"), engine="compiled")
+    engine.reset(scenario.trace, 0)
+    engine.run_until_decision()
+    slo = cluster.config.slo
+    table = request_table(
+        engine.outcomes(),
+        cluster.tables,
+        ttft_slo=slo.ttft_slowdown,
+        tbt_slo=slo.tbt_slowdown,
+        start_s=workload.warmup_s,
+        end_s=workload.end_s,
+    )
+    if not len(table):
+        return np.nan, np.nan, np.nan
+    return float(table.good.mean()), tail(table), float(np.percentile(table.ttft_slowdown, 99))
+
+
+def score(candidates: Sequence[Floats], scenarios: Sequence[Scenario], threads: Executor) -> Scores:
+    """Every candidate on every scenario.
+
+    Args:
+        candidates: flat weight vectors of `splitgym.schedulers.residual`.
+        scenarios: S of them.
+        threads: to run in; the compiled engine releases Python's lock.
+    """
+    routers = [Residual(weights=tuple(weights.tolist())) for weights in candidates]
+    pairs = [(router, scenario) for router in routers for scenario in scenarios]
+    rows = np.array(list(threads.map(lambda pair: run(*pair), pairs)))
+    goodput, tails, p99 = rows.reshape(len(routers), len(scenarios), 3).transpose(2, 0, 1)
+    return Scores(goodput, tails, p99)

@@ -1,0 +1,51 @@
+"""`splitgym saturation`: the rate at which a cluster is saturated."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from splitgym.cli.options import Model, Workers, progress
+from splitgym.config import ClusterConfig, make, parse_machines
+
+
+def saturation(
+    cluster: Annotated[
+        list[str] | None,
+        typer.Option(help="Machines: TYPE:COUNTS such as h100-80gb:8M; pools play no part. Repeatable."),
+    ] = None,
+    model: Model = "bloom-176b",
+    workload: Annotated[
+        list[str] | None, typer.Option(help="KIND:TRACE without a rate; repeatable. Default: the usual six.")
+    ] = None,
+    windows: Annotated[int, typer.Option(min=1, help="Windows a rate.")] = 8,
+    table: Annotated[
+        Path | None, typer.Option(help="CSV to put the rows into; rows that it has are not measured again.")
+    ] = None,
+    workers: Workers = None,
+) -> None:
+    """Measure the rate at which the tuned index's goodput is .90 on the train part."""
+    from splitgym import saturation as kept
+    from splitgym.evaluation import saturate
+    from splitgym.scale import threads
+
+    rows = kept.read(table) if table is not None and table.exists() else []
+    there = {(row["model"], row["machines"], row["workload"]) for row in rows}
+    clusters = [
+        make(ClusterConfig, model=model, machines=parse_machines(text))
+        for text in cluster or ["h100-80gb:8M"]
+    ]
+    tasks = [
+        (config, name)
+        for config in clusters
+        for name in workload or saturate.WORKLOADS
+        if (model, kept.write_hardware(kept.hardware(config)), name) not in there
+    ]
+    with progress("measuring", len(tasks)) as (bar, task), threads(workers) as map:
+        for config, name in tasks:
+            row = saturate.row(config, name, saturate.measure(config, name, windows, map=map))
+            print(f"{row['machines']}  {name}  {row['rate_per_s']} requests/s (goodput {row['goodput']})")
+            rows.append(row)
+            if table is not None:
+                kept.write(table, rows)
+            bar.advance(task)
