@@ -89,12 +89,7 @@ def train(
         training.check_total(load_yaml(RunConfig, resume / "config.yaml"), steps)
         _say(training.resume(resume, show=not quiet))
         return
-    fields = _from_file(config)
-    for key, value in (("algo", algo), ("env", env), ("steps", steps)):
-        if value:
-            fields[key] = value
-    if seed is not None:
-        fields["seed"] = seed
+    fields = _fields(config, algo, env, steps, seed)
     _put(fields, "cluster", _cluster(cluster, model, cluster_file))
     _put(fields, "workload", _workload(trace, rate, arrivals))
     _put(fields, "environment", {"flat": True} if flat else {})
@@ -106,9 +101,40 @@ def train(
     _say(training.train(made, where, show=not quiet))
 
 
+def tune(
+    out: Annotated[Path, typer.Option(help="Folder of the study; the same command goes on from it.")],
+    algo: Algo = "",
+    env: EnvName = "",
+    cluster: Machines = "",
+    model: Model = "",
+    cluster_file: ClusterFile = None,
+    trace: Trace = None,
+    rate: Rate = None,
+    arrivals: Arrivals = None,
+    steps: Steps = None,
+    trials: Annotated[int, typer.Option(min=1, help="Trials in all, those of earlier calls included.")] = 20,
+    seed: Seed = None,
+    config: ConfigFile = None,
+    set_: Sets = None,
+    quiet: Quiet = False,
+) -> None:
+    """Search hyperparameters with Optuna: each trial is a run of `train`, judged on validation windows."""
+    from agents import tuning
+
+    fields = _fields(config, algo, env, steps, seed)
+    _put(fields, "cluster", _cluster(cluster, model, cluster_file))
+    _put(fields, "workload", _workload(trace, rate, arrivals))
+    for text in set_ or ():
+        _set(fields, text)
+    found = tuning.tune(fields, out, trials, show=not quiet)
+    print(f"best of {found.trials} trials: {found.value:.3f} with {found.fields}")
+    print(f"train with it: python train.py --config {found.folder / 'best.yaml'}")
+
+
 def register(app: typer.Typer) -> None:
     """Add the learning commands to the `splitgym` command."""
     app.command()(train)
+    app.command()(tune)
 
 
 def contender(run: str, cluster: ClusterConfig) -> "Contender":
@@ -146,6 +172,15 @@ def _say(outcome: Any) -> None:
     print(f"TensorBoard  tensorboard --logdir {run.tensorboard}")
     if outcome.state == "interrupted":
         print(f"continue     python train.py --resume {run.path}")
+
+
+def _fields(config: Path | None, algo: str, env: str, steps: int | None, seed: int | None) -> dict[str, Any]:
+    """The fields of a file, with those of the first options over them."""
+    fields = _from_file(config)
+    for key, value in (("algo", algo), ("env", env), ("steps", steps), ("seed", seed)):
+        if value not in ("", None):
+            fields[key] = value
+    return fields
 
 
 def _from_file(path: Path | None) -> dict[str, Any]:

@@ -19,12 +19,14 @@ from agents.task import cluster_of
 from splitgym.cluster import Cluster
 from splitgym.config import to_mapping
 from splitgym.envs.action import SizingActions
+from splitgym.errors import ConfigError
 from splitgym.observation import CLUSTER_FEATURES, Observation, Observer
-from splitgym.policy import Policy, write_bundle
+from splitgym.policy import Policy, export_heuristic, write_bundle
 from splitgym.policy.choose import choose, choose_pair
 from splitgym.policy.golden import MARGIN, made_up_states, short
 from splitgym.policy.manifest import Action, Golden, Mlp, Onnx, Partner, SchedulerSpec, Scorer
 from splitgym.policy.save import check_free
+from splitgym.schedulers import Residual
 
 VECTORS = 16
 STATES = 200
@@ -52,6 +54,8 @@ def export_run(
     check_free(Path(folder))
     config = load_config(run)
     agent = load_agent(run, which)
+    if isinstance(agent, Residual):
+        return _export_residual(run, folder, which, name, onnx, config, agent)
     net = agent.model.q_net if hasattr(agent.model, "q_net") else agent.model.policy.decision_net
     any_number = isinstance(net, DecisionNet)
     made: Any
@@ -82,6 +86,30 @@ def export_run(
         onnx=model,
         partner=_partner(config),
         slo=cluster.slo,
+        training=_training(config, RunFolder(run), which),
+        metrics=_metrics(RunFolder(run), which),
+    )
+
+
+def _export_residual(
+    run: str | Path,
+    folder: str | Path,
+    which: str,
+    name: str,
+    onnx: bool,
+    config: RunConfig,
+    agent: Residual,
+) -> Policy:
+    """A run of `es` or `cem` is a scheduler with weights."""
+    if onnx:
+        raise ConfigError(
+            f"{run}: {config.algo} trains no network of its own to write as ONNX; leave out --onnx"
+        )
+    return export_heuristic(
+        Residual.registered,
+        folder,
+        name=name or Path(run).resolve().name,
+        weights={"weights": agent.params},
         training=_training(config, RunFolder(run), which),
         metrics=_metrics(RunFolder(run), which),
     )

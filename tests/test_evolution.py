@@ -186,6 +186,19 @@ def test_a_run_is_a_policy(tmp_path):
     assert tmp_path.joinpath("run/tensorboard").iterdir()
 
 
+def test_a_run_becomes_a_bundle(tmp_path):
+    from agents.export import export_run
+
+    train(config("cem", steps=1), tmp_path / "run", show=False)
+    bundle = export_run(tmp_path / "run", tmp_path / "bundle", name="grown")
+    agent = load_agent(tmp_path / "run")
+    np.testing.assert_array_equal(bundle.routing.params, agent.params)
+    assert bundle.name == "grown" and bundle.manifest.metrics["goodput"] > 0
+    assert bundle.manifest.training["config"]["algo"] == "cem"
+    with pytest.raises(ConfigError, match="leave out --onnx"):
+        export_run(tmp_path / "run", tmp_path / "other", onnx=True)
+
+
 def test_a_search_starts_from_another(tmp_path):
     train(config(steps=1), tmp_path / "first", show=False)
     made = config(evolution={"start": str(tmp_path / "first")})
