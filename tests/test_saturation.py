@@ -141,8 +141,8 @@ def test_loads_in_workloads():
 def test_loads_in_environments():
     full = saturation.known(cluster("h100-80gb:2P2T"), "poisson:azure-code")
     env = RoutingEnv(cluster="h100-80gb:2P2T", trace="azure-code-synth", load=(0.5, 0.9))
-    assert env._workload.rate_per_s == (0.5 * full, 0.9 * full)
-    traces = [env._workload.draw(np.random.default_rng(seed)) for seed in range(20)]
+    assert env.workload.rate_per_s == (0.5 * full, 0.9 * full)
+    traces = [env.workload.draw(np.random.default_rng(seed)) for seed in range(20)]
     assert 0.4 * full < np.mean([len(t) for t in traces]) / 105 < full
     with pytest.raises(ConfigError, match="no saturation is known"):
         RoutingEnv(cluster="h100-80gb:2P2T", trace="azure-code-synth", load=0.5, arrivals="own")
