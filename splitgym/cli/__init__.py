@@ -22,6 +22,7 @@ app.command()(design.provision)
 app.command()(fidelity.validate)
 app.command()(deploy.export)
 app.command()(engine.engine)
+app.command()(deploy.route)
 
 trace_app = typer.Typer(help="Traces of requests.", no_args_is_help=True)
 trace_app.command("fetch")(data.trace_fetch)

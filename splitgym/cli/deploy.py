@@ -1,5 +1,6 @@
-"""Commands that take a policy to where requests are: `export`."""
+"""Commands that take a policy to where requests are: `export`, `route`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,30 @@ def export(
     )
     print(f"bundle   {out}")
     print(f"compare  splitgym evaluate --policies splitwise,{out}")
+
+
+def route(
+    config: Annotated[Path, typer.Option("--config", help="YAML: see docs/deploy.md.")],
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="Decide with the heuristic; log what the policy would do.")
+    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Read and check everything, then stop.")] = False,
+) -> None:
+    """Route OpenAI-compatible requests to vLLM servers: prompt here, tokens there, roles changing."""
+    try:
+        from splitgym.router import app
+        from splitgym.router.config import load_config
+    except ModuleNotFoundError as error:
+        raise SplitgymError(f"`splitgym route` needs {error.name}: pip install 'splitgym[router]'") from None
+    found = load_config(config)
+    if shadow:
+        found = replace(found, policy=replace(found.policy, shadow=True))
+    if check:
+        app.Router(found).parts.log.close()
+        print(f"{config} is fine: {len(found.servers)} servers, policy {found.policy.routing}")
+        return
+    if not app.run(found, lambda text: print(text, flush=True)):
+        raise SplitgymError("requests were still in progress after limits.shutdown_s, and were cut off")
 
 
 def _options(texts: list[str]) -> dict[str, Any]:

@@ -1,0 +1,403 @@
+"""From a client's request to its answer: decide, compute the prompt, hand over the cache, pass the tokens on.
+
+A try that fails before the first byte has gone to the client is repeated elsewhere; afterwards nothing is.
+"""
+
+import asyncio
+import json
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from splitgym.router.decisions import Choice
+from splitgym.router.health import describe_error
+from splitgym.router.parts import Parts
+from splitgym.router.protocol import (
+    Refused,
+    StreamMeter,
+    error_event,
+    forwarded,
+    parse_body,
+    prompt_body,
+    token_body,
+    transfer_params,
+    usage_of,
+    wanted_tokens,
+)
+from splitgym.router.records import Attempt, Record
+from splitgym.router.servers import Server
+from splitgym.router.state import Flight
+from splitgym.router.upstream import NOT_ITS_FAULT, RETRIED_STATUS, Failed, Headers
+
+REQUEST_ID = "X-Request-Id"
+
+
+@dataclass(slots=True)
+class Call:
+    """One client's request on its way."""
+
+    request: web.Request
+    raw: bytes
+    body: dict[str, Any]
+    headers: Headers
+    path: str
+    record: Record
+    prompt_tokens: int
+    characters: int
+    start_s: float  # loop time
+    avoid: set[int] = field(default_factory=set)
+    answering: bool = False  # something has gone to the client
+
+    @property
+    def stream(self) -> bool:
+        """Did it ask for a stream?"""
+        return self.body.get("stream") is True
+
+
+class Handler:
+    """Serves /v1/completions and /v1/chat/completions.
+
+    Args:
+        parts: of the router.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self._limits = parts.config.limits
+        self.open: set[asyncio.Task[Any]] = set()
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        """The endpoint."""
+        parts = self.parts
+        call = await self._accept(request)
+        record = call.record
+        try:
+            return await self._serve(call)
+        except Refused as refused:
+            record.status = refused.status
+            record.outcome = "refused" if refused.status in (429, 503) else "server_error"
+            raise
+        except (asyncio.CancelledError, ConnectionError):
+            record.outcome = "disconnected"
+            record.status = record.status or 499
+            raise
+        finally:
+            record.end_s = self._since(call)
+            parts.finish(record)
+
+    async def _accept(self, request: web.Request) -> Call:
+        """Read and parse the request; count it."""
+        parts = self.parts
+        loop = asyncio.get_running_loop()
+        start_s = loop.time()
+        raw = await read_body(request, parts.config.listen.max_body_bytes)
+        body = parse_body(raw)
+        tokens, characters = parts.lengths.measure(body)
+        request_id = request.headers.get(REQUEST_ID) or uuid.uuid4().hex
+        headers = forwarded(request.headers)
+        if REQUEST_ID not in request.headers:
+            headers.append((REQUEST_ID, request_id))
+        record = Record(
+            request_id=request_id[:200],
+            endpoint=request.path,
+            stream=body.get("stream") is True,
+            unix_s=time.time(),
+            arrival_s=parts.now_s(),
+            estimated_prompt_tokens=tokens,
+            max_tokens=wanted_tokens(body),
+        )
+        parts.state.arrived(tokens)
+        path = request.rel_url.raw_path_qs
+        return Call(request, raw, body, headers, path, record, tokens, characters, start_s)
+
+    async def _serve(self, call: Call) -> web.StreamResponse:
+        """Try until one answers."""
+        parts = self.parts
+        last: Failed | None = None
+        for number in range(self._limits.attempts):
+            try:
+                choice = await parts.gate.choose(
+                    call.prompt_tokens, call.record.max_tokens, number, call.avoid
+                )
+            except Refused:
+                if last is None:
+                    raise
+                break  # the failure says more than that nobody is left
+            try:
+                return await self._attempt(call, choice)
+            except Failed as failed:
+                last = failed
+                call.avoid.add(failed.server.index)
+                call.record.attempts[-1].error = f"{failed.server.name}: {failed.why}"
+                parts.metrics.retries += number + 1 < self._limits.attempts
+                if self._left_s(call) <= 0:
+                    break
+        assert last is not None
+        if last.answer is not None:
+            status, headers, body = last.answer
+            call.record.status, call.record.outcome = status, "server_error"
+            return _response(status, headers, body)
+        kind = "GatewayTimeout" if last.status == 504 else "BadGateway"
+        raise Refused(last.status, f"no server answered: {last.why}", kind)
+
+    async def _attempt(self, call: Call, choice: Choice) -> web.StreamResponse:
+        parts = self.parts
+        p, t = choice.pair
+        source, target = parts.servers[p], parts.servers[t]
+        flight = Flight(call.prompt_tokens, p, t)
+        attempt = Attempt(
+            choice.decision_id,
+            source.name,
+            target.name,
+            choice.by,
+            choice.reason,
+            self._since(call),
+            choice.took_us,
+            None if choice.wanted is None else tuple(parts.name_of(m) for m in choice.wanted),  # type: ignore[arg-type]
+        )
+        call.record.attempts.append(attempt)
+        parts.decisions.recent.append({"request": call.record.request_id, **attempt.as_dict()})
+        parts.state.place(flight)
+        target.enter()
+        try:
+            body, transfer = call.raw, None
+            if flight.split:
+                transfer, refusal = await self._prompt(call, source, flight, attempt)
+                if refusal is not None:
+                    return refusal
+                if transfer is not None:
+                    body = token_body(call.raw, transfer)
+            try:
+                return await self._tokens(call, target, flight, attempt, body)
+            except BaseException:
+                if transfer is not None and flight.generated <= 1:
+                    source.lease(parts.config.pools.kv_lease_s)  # nobody pulled its cache
+                raise
+        except Failed as failed:
+            if failed.status not in NOT_ITS_FAULT:
+                failed.server.broke(failed.why)
+            raise
+        finally:
+            parts.state.dropped(flight)
+            target.leave()
+
+    async def _prompt(
+        self, call: Call, server: Server, flight: Flight, attempt: Attempt
+    ) -> tuple[dict[str, Any] | None, web.Response | None]:
+        """Compute the prompt: (parameters of the transfer or None, a refusal to pass on or None).
+
+        Raises:
+            Failed: the server did not.
+        """
+        upstream = self.parts.upstream
+        headers = [(k, v) for k, v in call.headers if k.lower() not in ("content-type", "content-encoding")]
+        headers.append(("Content-Type", "application/json"))
+        server.enter()
+        try:
+            by_s = self._by(call, self._limits.prompt_s)
+            status, answered, answer = await upstream.ask(
+                server, call.path, headers, prompt_body(call.body), by_s
+            )
+        finally:
+            server.leave()
+        attempt.prompt_s = self._since(call)
+        if status != 200:  # the request's own fault: any server would say so
+            server.succeeded()
+            call.record.status, call.record.outcome = status, "client_error"
+            return None, _response(status, answered, answer)
+        try:
+            transfer, tokens = transfer_params(answer)
+        except ValueError:
+            raise Failed(server, "its answer is no JSON object") from None
+        server.succeeded()
+        server.served += 1
+        self.parts.state.prompt_ended(flight)
+        self._learn(call, tokens)
+        if transfer is None:
+            # Its connector is off or declined: the token server computes the prompt itself.
+            self.parts.metrics.no_transfer += 1
+        return transfer, None
+
+    async def _tokens(
+        self, call: Call, server: Server, flight: Flight, attempt: Attempt, body: bytes
+    ) -> web.StreamResponse:
+        """The token server's answer, to the client."""
+        upstream = self.parts.upstream
+        by_s = self._by(call, self._limits.prompt_s)
+        response = await upstream.open(server, "POST", call.path, call.headers, body, by_s)
+        try:
+            streamed = "event-stream" in response.headers.get("Content-Type", "")
+            if response.status == 200 and (streamed or call.stream):
+                return await self._pass_on(call, server, flight, attempt, response)
+            by_s = self._by(call, self._limits.total_s if response.status == 200 else self._limits.idle_s)
+            answer = await upstream.whole(server, response, by_s)
+        except BaseException:
+            response.close()
+            raise
+        response.release()
+        headers = forwarded(response.headers)
+        upstream.judge(server, response.status, headers, answer)
+        server.succeeded()
+        record = call.record
+        record.status = response.status
+        if response.status != 200:
+            record.outcome = "client_error"
+            return _response(response.status, headers, answer)
+        server.served += 1
+        prompt, output = _usage(answer)
+        attempt.first_byte_s = self._since(call)
+        self._learn(call, prompt)
+        self._complete(call, flight, output or 1)
+        return _response(response.status, headers, answer)
+
+    async def _pass_on(
+        self,
+        call: Call,
+        server: Server,
+        flight: Flight,
+        attempt: Attempt,
+        upstream: aiohttp.ClientResponse,
+    ) -> web.StreamResponse:
+        """A stream, piece by piece. Until its first piece is here it may still be tried elsewhere."""
+        parts, loop, limits = self.parts, asyncio.get_running_loop(), self._limits
+        content, meter = upstream.content, StreamMeter()
+        last_s = call.start_s + limits.total_s
+        out: web.StreamResponse | None = None
+        on_client = False
+        try:
+            async with asyncio.timeout_at(self._by(call, limits.prompt_s)) as timer:
+                while piece := await content.readany():
+                    on_client = True
+                    if out is None:
+                        attempt.first_byte_s = call.record.first_byte_s = self._since(call)
+                        out = await self._begin(call, upstream)
+                    new = meter.feed(piece)
+                    if new:
+                        parts.state.tokens(flight, new)
+                    await out.write(piece)
+                    on_client = False
+                    timer.reschedule(min(last_s, loop.time() + limits.idle_s))
+            why = "" if meter.done else "its stream ended early"
+        except TimeoutError:
+            why = "the client does not read" if on_client else "no more tokens in time"
+        except (aiohttp.ClientError, OSError) as error:
+            if on_client:
+                raise ConnectionResetError("the client is gone") from None
+            why = f"its stream broke off: {describe_error(error)}"
+        if out is None:
+            raise Failed(server, why, 504 if "time" in why else 502)
+        await self._close(call, server, flight, meter, out, why, on_client)
+        return out
+
+    async def _begin(self, call: Call, upstream: aiohttp.ClientResponse) -> web.StreamResponse:
+        """The headers, to the client."""
+        out = web.StreamResponse(status=upstream.status, headers=_multi(forwarded(upstream.headers)))
+        call.answering = True
+        await out.prepare(call.request)
+        return out
+
+    async def _close(
+        self,
+        call: Call,
+        server: Server,
+        flight: Flight,
+        meter: StreamMeter,
+        out: web.StreamResponse,
+        why: str,
+        clients_fault: bool,
+    ) -> None:
+        """The end of a stream, good or bad."""
+        record = call.record
+        record.status = 200
+        prompt, output = meter.usage()
+        self._learn(call, prompt)
+        counted = max(1, meter.events - meter.done)
+        record.output_tokens = output or counted
+        if not why:
+            server.succeeded()
+            server.served += 1
+            self._complete(call, flight, output or counted)
+        else:
+            record.outcome = "disconnected" if clients_fault else "server_error"
+            record.attempts[-1].error = f"{server.name}: {why}"
+            if clients_fault:
+                if call.request.transport is not None:
+                    call.request.transport.abort()
+                return
+            server.broke(why)
+            # Never an end that looks like a whole answer.
+            with suppress(ConnectionError):
+                await out.write(error_event(502, f"the answer broke off: {why}", "BadGateway"))
+        with suppress(ConnectionError):
+            await out.write_eof()
+
+    # ---- accounts -----------------------------------------------------------------------------------------
+
+    def _complete(self, call: Call, flight: Flight, output: int) -> None:
+        record = call.record
+        record.outcome = "ok"
+        record.output_tokens = output
+        self.parts.state.finished(flight, output)
+
+    def _learn(self, call: Call, prompt_tokens: int | None) -> None:
+        """A server said how long the prompt was."""
+        if prompt_tokens and call.record.prompt_tokens is None:
+            call.record.prompt_tokens = prompt_tokens
+            self.parts.lengths.learn(call.characters, prompt_tokens)
+
+    def _since(self, call: Call) -> float:
+        return asyncio.get_running_loop().time() - call.start_s
+
+    def _left_s(self, call: Call) -> float:
+        return self._limits.total_s - self._since(call)
+
+    def _by(self, call: Call, seconds: float) -> float:
+        """Loop time in so many seconds, or when the request's time is over."""
+        return min(asyncio.get_running_loop().time() + seconds, call.start_s + self._limits.total_s)
+
+
+async def read_body(request: web.Request, limit: int, seconds: float = 30.0) -> bytes:
+    """The whole body of a request.
+
+    Raises:
+        Refused: 413 where it is too large, 408 where it does not come.
+    """
+    too_large = Refused(413, f"the body is larger than {limit} bytes", "RequestEntityTooLarge")
+    if (request.content_length or 0) > limit:
+        raise too_large
+    pieces, size = [], 0
+    try:
+        async with asyncio.timeout(seconds):
+            async for piece in request.content.iter_any():
+                size += len(piece)
+                if size > limit:
+                    raise too_large
+                pieces.append(piece)
+    except TimeoutError:
+        raise Refused(408, "the body did not come in time", "RequestTimeout") from None
+    return b"".join(pieces)
+
+
+def _usage(answer: bytes) -> tuple[int | None, int | None]:
+    try:
+        return usage_of(json.loads(answer))
+    except ValueError:
+        return None, None
+
+
+def _multi(headers: Headers) -> Any:
+    from multidict import CIMultiDict
+
+    return CIMultiDict(headers)
+
+
+def _response(status: int, headers: Headers, body: bytes) -> web.Response:
+    return web.Response(status=status, headers=_multi(headers), body=body)
+
+
+__all__ = ["RETRIED_STATUS", "Handler", "read_body"]

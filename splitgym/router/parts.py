@@ -1,0 +1,147 @@
+"""The parts of a running router, made from its configuration, and what all of them share."""
+
+import asyncio
+import time
+from dataclasses import replace
+
+from splitgym.cluster import Cluster
+from splitgym.profile.tables import ProfileTables
+from splitgym.router.config import RouterConfig, ServerConfig
+from splitgym.router.decisions import Deciders, Decisions
+from splitgym.router.estimate import PromptLength
+from splitgym.router.gate import Gate
+from splitgym.router.metrics import Metrics
+from splitgym.router.records import DecisionLog, Record, Window
+from splitgym.router.servers import Server, monotonic_clock
+from splitgym.router.state import RouterState
+from splitgym.router.upstream import Upstream
+from splitgym.slo import is_good
+from splitgym.types import NS_PER_S, to_ns
+
+
+class Parts:
+    """Everything that a running router holds. Make it inside a running loop (`open`).
+
+    Args:
+        config: the router's.
+
+    Raises:
+        SplitgymError: a server's profile, the policy, the log or a tokenizer cannot be used.
+    """
+
+    upstream: Upstream
+
+    def __init__(self, config: RouterConfig) -> None:
+        self.config = config
+        self.started_unix_s = time.time()
+        self.clock = monotonic_clock()
+        cluster = Cluster.resolve(config.cluster())
+        deciders = Deciders.load(config.policy.routing, config.policy.sizing, config.policy.confine)
+        self.state = RouterState(cluster, self.clock, deciders.confine)
+        self.servers = [self._server(i, server) for i, server in enumerate(config.servers)]
+        for i, server in enumerate(config.servers):
+            if server.kv_tokens is not None:
+                self.state.set_capacity(i, server.kv_tokens)
+        self.decisions = Decisions(config.policy, deciders, self.state)
+        self.lengths = PromptLength(config.tokens)
+        self.gate = Gate(config.limits, self.decisions, self.servers)
+        self.log = DecisionLog(config.log)
+        self.window = Window()
+        self.metrics = Metrics(self)
+        self.active = 0
+
+    def _server(self, index: int, config: ServerConfig) -> Server:
+        return Server(index, config, self.config.health, self.clock, self._changed)
+
+    def _changed(self, index: int, up: bool) -> None:
+        self.state.set_up(index, up)
+        if up and hasattr(self, "gate"):
+            self.gate.wake()
+
+    @property
+    def tables(self) -> ProfileTables:
+        """Of the servers' profiles; row 0 is the reference."""
+        return self.state.view.tables
+
+    def open(self) -> None:
+        """What needs a running loop."""
+        self.upstream = Upstream(self.config.limits, self.config.admin.allowed_networks)
+        self.log.event(
+            "start",
+            servers=[
+                {"name": s.name, "pool": s.config.pool, "machine": s.config.machine} for s in self.servers
+            ],
+            model=self.config.model,
+            policy=self.decisions.deciders.name,
+            bundle=self.decisions.deciders.sha256,
+            heuristic=self.config.policy.heuristic,
+            shadow=self.decisions.shadow,
+        )
+
+    async def close(self) -> None:
+        """Connections and the log."""
+        await self.upstream.close()
+        self.log.close()
+
+    def now_s(self) -> float:
+        """Seconds since the router began."""
+        return self.clock() / NS_PER_S
+
+    def name_of(self, index: int) -> str:
+        """A server's name, or its number where there is none."""
+        return self.servers[index].name if 0 <= index < len(self.servers) else str(index)
+
+    def finish(self, record: Record) -> None:
+        """A request is over: judge it, count it, log it."""
+        self._judge(record)
+        self.metrics.count(record)
+        self.log.write(record.as_dict())
+
+    def _judge(self, record: Record) -> None:
+        """Was it good? Only a complete stream shows its first token."""
+        if record.outcome != "ok" or record.first_byte_s is None:
+            return
+        prompt = record.prompt_tokens or record.estimated_prompt_tokens
+        slo = self.config.slo
+        record.good = bool(
+            is_good(
+                self.tables,
+                slo.ttft_slowdown,
+                slo.tbt_slowdown,
+                prompt,
+                record.output_tokens,
+                0,
+                to_ns(record.first_byte_s),
+                to_ns(record.end_s),
+            )
+        )
+        self.window.add(self.now_s(), record.good, record.first_byte_s)
+
+    def add_server(self, config: ServerConfig) -> Server:
+        """Add a server while requests are in flight.
+
+        Raises:
+            SplitgymError: its profile cannot be used, or the policy knows fewer machines.
+        """
+        configs = (*(server.config for server in self.servers), config)
+        # A confined cluster may for a while hold one pool only; what is being added is checked alone.
+        cluster = Cluster.resolve(self.config.cluster(configs))
+        grown = self.state.grown(cluster)
+        deciders = self.decisions.deciders
+        for scheduler in (deciders.routing, deciders.sizing):
+            scheduler.reset(grown, 0)
+        self.state.adopt(cluster, grown)
+        self.decisions.swap(deciders)
+        server = self._server(len(self.servers), replace(config))
+        self.servers.append(server)
+        if config.kv_tokens is not None:
+            self.state.set_capacity(server.index, config.kv_tokens)
+        server.tell()
+        return server
+
+    async def drained(self, within_s: float) -> bool:
+        """Wait until no request is in progress; False where some are left."""
+        end = time.monotonic() + within_s
+        while self.active and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        return self.active == 0

@@ -1,0 +1,460 @@
+"""What the router knows of its servers, as the same `ClusterView` that the simulator fills.
+
+Counters are exact where the router sees what happens: requests placed, prompts answered, tokens streamed.
+Three things it does not see, and infers (`infer=True`) from the batching rule and the profile:
+
+- a prompt starts when it reaches an idle server, or when the prompts before it have been answered;
+- an iteration ends when its profile says so, or earlier when an answer or a token comes;
+- a cache is on its way from the end of its prompt (or its start, where layers overlap) to the first token.
+
+With `infer=False` somebody tells: a replay of the simulator, whose views must then be equal.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+
+from splitgym.cluster import Cluster
+from splitgym.profile.tables import mixed_time_ns, prompt_time_ns, token_time_ns
+from splitgym.types import Pool
+from splitgym.view import (
+    ARRIVED_PROMPT_TOKENS,
+    ARRIVED_REQUESTS,
+    COMPLETED_OUTPUT_TOKENS,
+    COMPLETED_REQUESTS,
+    OUTPUT_DECAY,
+    SHARE_TIME_CONSTANT_NS,
+    ClusterView,
+)
+
+
+class Phase(IntEnum):
+    """Where an attempt is."""
+
+    NEW = 0
+    QUEUED = 1  # sent to the prompt server, not started as far as can be told
+    PROMPT = 2  # in a prompt iteration
+    SHIPPING = 3  # prompt answered, cache on its way
+    RUNNING = 4  # tokens come
+    OVER = 5
+
+
+@dataclass(eq=False, slots=True)
+class Flight:
+    """One attempt to serve one request.
+
+    Args:
+        prompt_tokens: as known or estimated.
+        prompt_machine, token_machine: servers by index.
+    """
+
+    prompt_tokens: int
+    prompt_machine: int
+    token_machine: int
+    phase: Phase = Phase.NEW
+    generated: int = 0
+    alone_ns: int = 0
+    at_source: bool = False  # its prompt's cache is counted at the prompt server
+    at_target: bool = False  # its cache is counted at the token server
+    shipping: bool = False  # counted as a transfer in flight
+
+    @property
+    def split(self) -> bool:
+        """Two servers."""
+        return self.prompt_machine != self.token_machine
+
+
+@dataclass(eq=False, slots=True)
+class _Machine:
+    """Counters of one server. All memory is in KV tokens."""
+
+    queue: dict[Flight, None] = field(default_factory=dict)
+    queued_tokens: int = 0
+    queued_ns: int = 0
+    prompts: dict[Flight, None] = field(default_factory=dict)  # in the iteration in progress
+    iteration_tokens: int = 0
+    iteration_prompts: int = 0
+    start_ns: int = 0
+    end_ns: int = 0  # predicted; 0 when idle
+    decodes: dict[Flight, None] = field(default_factory=dict)
+    context: int = 0
+    context_prompts: int = 0
+    inbound: dict[Flight, None] = field(default_factory=dict)
+    inbound_tokens: int = 0
+    transfers: int = 0
+    used: int = 0
+    correction: int = 0  # what the server's own report adds to `used`
+    share: float = 0.0
+    share_at_ns: int = 0
+    up: bool = True
+    home: Pool = Pool.MIXED
+
+
+class RouterState:
+    """Counters of all servers and the view over them.
+
+    Args:
+        cluster: one machine a server, in the order of the servers.
+        clock: now [ns]; anything that never goes back.
+        confine: restrict each phase to its own and the mixed pool; None is what the cluster says.
+        infer: infer what cannot be seen, see the module.
+    """
+
+    def __init__(
+        self, cluster: Cluster, clock: Callable[[], int], confine: bool | None = None, infer: bool = True
+    ) -> None:
+        self.cluster = cluster
+        self.view: ClusterView = cluster.view()
+        self._clock = clock
+        self._confine = cluster.config.confine if confine is None else confine
+        self._infer = infer
+        self._rows = self.view.machine_row.tolist()
+        self._machines = [_Machine(home=Pool(home)) for home in cluster.home_pools.tolist()]
+        self._dirty = set(range(len(self._machines)))
+        self._rules = self.view.rules
+
+    def now_ns(self) -> int:
+        """The clock."""
+        return self._clock()
+
+    # ---- requests -----------------------------------------------------------------------------------------
+
+    def arrived(self, prompt_tokens: int) -> None:
+        """A request came; count it once, whatever becomes of it."""
+        self.view.counters[ARRIVED_REQUESTS] += 1
+        self.view.counters[ARRIVED_PROMPT_TOKENS] += prompt_tokens
+
+    def place(self, flight: Flight) -> None:
+        """An attempt was given its servers: its prompt waits at one, the other expects it."""
+        p, t = flight.prompt_machine, flight.token_machine
+        source, target = self._machines[p], self._machines[t]
+        flight.phase = Phase.QUEUED
+        flight.alone_ns = int(prompt_time_ns(self.view.tables, self._rows[p], flight.prompt_tokens))
+        source.queue[flight] = None
+        source.queued_tokens += flight.prompt_tokens
+        source.queued_ns += flight.alone_ns
+        target.inbound[flight] = None
+        target.inbound_tokens += flight.prompt_tokens
+        self._dirty.update((p, t))
+        if self._infer and not source.prompts:
+            self._next(p)
+
+    def prompt_ended(self, flight: Flight) -> None:
+        """The prompt server has answered (or the first token of an unsplit request is here)."""
+        if flight.phase in (Phase.NEW, Phase.SHIPPING, Phase.RUNNING, Phase.OVER):
+            return
+        p, t = flight.prompt_machine, flight.token_machine
+        machine = self._machines[p]
+        if flight.phase is Phase.QUEUED:  # sooner than was foreseen
+            self._start(p, flight)
+        flight.generated = 1
+        flight.phase = Phase.SHIPPING
+        machine.prompts.pop(flight, None)
+        self._dirty.update((p, t))
+        if flight.split:
+            if self._infer and not flight.shipping:
+                self.transfer_started(flight)
+        elif self._infer:
+            self.cache_arrived(flight)
+        if self._infer and not machine.prompts:
+            self.iteration_ended(p)
+            self._next(p)
+
+    def transfer_started(self, flight: Flight) -> None:
+        """The cache is on its way."""
+        source, target = self._machines[flight.prompt_machine], self._machines[flight.token_machine]
+        flight.shipping = flight.at_target = True
+        source.transfers += 1
+        target.transfers += 1
+        target.used += flight.prompt_tokens + 1
+        self._dirty.update((flight.prompt_machine, flight.token_machine))
+
+    def transfer_ended(self, flight: Flight) -> None:
+        """The NICs are free of it."""
+        if flight.shipping:
+            flight.shipping = False
+            for m in (flight.prompt_machine, flight.token_machine):
+                self._machines[m].transfers -= 1
+                self._dirty.add(m)
+
+    def cache_arrived(self, flight: Flight) -> None:
+        """The request is ready to decode at its token server."""
+        p, t = flight.prompt_machine, flight.token_machine
+        source, target = self._machines[p], self._machines[t]
+        self.transfer_ended(flight)
+        if flight.split and flight.at_source:
+            source.used -= flight.prompt_tokens + 1
+            flight.at_source = False
+        self._unexpect(flight)
+        flight.at_source = False
+        flight.at_target = True  # of an unsplit request, what its prompt took
+        flight.phase = Phase.RUNNING
+        target.decodes[flight] = None
+        target.context += flight.prompt_tokens + flight.generated
+        target.context_prompts += flight.prompt_tokens
+        self._dirty.update((p, t))
+
+    def tokens(self, flight: Flight, count: int) -> None:
+        """`count` more tokens of a request came from its token server."""
+        if flight.phase is Phase.OVER or count <= 0:
+            return
+        t = flight.token_machine
+        machine = self._machines[t]
+        if flight.phase is not Phase.RUNNING:
+            self.prompt_ended(flight)
+            if flight not in machine.decodes:
+                self.cache_arrived(flight)
+            if self._infer and not flight.split:
+                count -= 1  # the prompt made the first one
+        flight.generated += count
+        machine.context += count
+        machine.used += count
+        self._dirty.add(t)
+        if self._infer and not machine.prompts:
+            self._foresee(t)
+
+    def finished(self, flight: Flight, output_tokens: int) -> None:
+        """A request was answered in full."""
+        self.dropped(flight)
+        view = self.view
+        view.counters[COMPLETED_REQUESTS] += 1
+        view.counters[COMPLETED_OUTPUT_TOKENS] += output_tokens
+        view.mean_output[0] = OUTPUT_DECAY * view.mean_output[0] + output_tokens
+        view.mean_output[1] = OUTPUT_DECAY * view.mean_output[1] + 1.0
+
+    def dropped(self, flight: Flight) -> None:
+        """An attempt is over, whatever it had reached: nothing of it stays in the counters."""
+        if flight.phase in (Phase.NEW, Phase.OVER):
+            flight.phase = Phase.OVER
+            return
+        p, t = flight.prompt_machine, flight.token_machine
+        source, target = self._machines[p], self._machines[t]
+        if flight.phase is Phase.QUEUED:
+            self._leave_queue(source, flight)
+        was_in_iteration = source.prompts.pop(flight, flight) is None
+        self.transfer_ended(flight)
+        self._unexpect(flight)
+        if flight in target.decodes:
+            del target.decodes[flight]
+            target.context -= flight.prompt_tokens + flight.generated
+            target.context_prompts -= flight.prompt_tokens
+        if flight.at_source:
+            source.used -= flight.prompt_tokens + 1
+        if flight.at_target:
+            target.used -= flight.prompt_tokens + max(1, flight.generated)
+        flight.at_source = flight.at_target = False
+        flight.phase = Phase.OVER
+        self._dirty.update((p, t))
+        if self._infer:
+            if was_in_iteration and not source.prompts:
+                self.iteration_ended(p)
+                self._next(p)
+            elif not target.decodes and not target.prompts:
+                target.end_ns = 0
+
+    # ---- iterations ---------------------------------------------------------------------------------------
+
+    def iteration_began(self, m: int, flights: Iterable[Flight], end_ns: int) -> None:
+        """Machine m began an iteration over these prompts (and its decodes).
+
+        Args:
+            end_ns: when it will end, by the profile.
+        """
+        machine = self._machines[m]
+        machine.iteration_tokens = machine.iteration_prompts = 0
+        machine.start_ns, machine.end_ns = self._clock(), end_ns
+        for flight in flights:
+            self._start(m, flight)
+        self._dirty.add(m)
+
+    def iteration_ended(self, m: int) -> None:
+        """The iteration in progress is over; counts its time towards the share of prompts."""
+        machine = self._machines[m]
+        if machine.iteration_prompts:
+            now, tau = self._clock(), SHARE_TIME_CONSTANT_NS
+            gap, spent = machine.start_ns - machine.share_at_ns, now - machine.start_ns
+            share = machine.share * tau / (tau + max(0, gap))
+            machine.share = (share * tau + spent) / (tau + spent)
+            machine.share_at_ns = now
+        machine.prompts.clear()
+        machine.iteration_tokens = machine.iteration_prompts = 0
+        machine.end_ns = 0
+        self._dirty.add(m)
+
+    def _start(self, m: int, flight: Flight) -> None:
+        """A prompt leaves the queue and joins the iteration."""
+        machine = self._machines[m]
+        self._leave_queue(machine, flight)
+        if not machine.prompts and not machine.iteration_prompts and self._infer:
+            machine.start_ns = self._clock()
+        machine.prompts[flight] = None
+        machine.iteration_tokens += flight.prompt_tokens
+        machine.iteration_prompts += 1
+        machine.used += flight.prompt_tokens + 1
+        flight.at_source = True
+        flight.phase = Phase.PROMPT
+        if self._infer and flight.split and flight.prompt_tokens >= self._rules.overlap_min_tokens:
+            self.transfer_started(flight)
+
+    def _next(self, m: int) -> None:
+        """Infer the next iteration: queued prompts up to the batch limit, first come first served."""
+        machine = self._machines[m]
+        tokens = 0
+        chosen: list[Flight] = []
+        for flight in machine.queue:
+            if chosen and tokens + flight.prompt_tokens > self._rules.max_prompt_tokens:
+                break
+            if len(chosen) >= self._rules.max_tasks:
+                break
+            chosen.append(flight)
+            tokens += flight.prompt_tokens
+        if not chosen:
+            self._foresee(m)
+            return
+        row, decodes = self._rows[m], len(machine.decodes)
+        if decodes:
+            took = mixed_time_ns(self.view.tables, row, tokens + decodes, decodes, machine.context)
+        else:
+            took = prompt_time_ns(self.view.tables, row, tokens)
+        self.iteration_began(m, chosen, self._clock() + int(took))
+
+    def _foresee(self, m: int) -> None:
+        """Infer a token iteration that begins now."""
+        machine = self._machines[m]
+        batch = len(machine.decodes)
+        machine.end_ns = 0
+        if batch:
+            took = token_time_ns(self.view.tables, self._rows[m], batch, machine.context)
+            machine.end_ns = self._clock() + int(took)
+        self._dirty.add(m)
+
+    def _leave_queue(self, machine: _Machine, flight: Flight) -> None:
+        if machine.queue.pop(flight, flight) is None:
+            machine.queued_tokens -= flight.prompt_tokens
+            machine.queued_ns -= flight.alone_ns
+
+    def _unexpect(self, flight: Flight) -> None:
+        target = self._machines[flight.token_machine]
+        if target.inbound.pop(flight, flight) is None:
+            target.inbound_tokens -= flight.prompt_tokens
+
+    # ---- servers ------------------------------------------------------------------------------------------
+
+    def set_confine(self, confine: bool) -> None:
+        """Restrict each phase to its pools, or not any more."""
+        self._confine = confine
+        self._dirty.add(0)
+
+    def set_up(self, m: int, up: bool) -> None:
+        """May server m get new work?"""
+        if self._machines[m].up != up:
+            self._machines[m].up = up
+            self._dirty.add(m)
+
+    def set_home(self, m: int, pool: Pool) -> None:
+        """Server m changes its home pool."""
+        self._machines[m].home = pool
+        self._dirty.add(m)
+
+    def home(self, m: int) -> Pool:
+        """Home pool of server m."""
+        return self._machines[m].home
+
+    def load(self, m: int) -> tuple[int, int]:
+        """(pending prompt tokens, requests decoding or inbound) of server m."""
+        machine = self._machines[m]
+        return machine.queued_tokens + machine.iteration_tokens, len(machine.decodes) + len(machine.inbound)
+
+    def busy(self, m: int) -> bool:
+        """Has server m work of either phase, or a cache on its way out?"""
+        machine = self._machines[m]
+        work = machine.queue or machine.prompts or machine.decodes or machine.inbound
+        return bool(work) or machine.transfers > 0
+
+    def set_capacity(self, m: int, kv_tokens: int) -> None:
+        """Server m says how many KV tokens it holds."""
+        self.view.kv_capacity_tokens[m] = max(1, kv_tokens)
+
+    def reported(self, m: int, kv_share: float) -> None:
+        """Server m says what share of its KV memory is in use: the counter goes on from there."""
+        machine = self._machines[m]
+        if 0.0 <= kv_share <= 1.0:
+            machine.correction = round(kv_share * int(self.view.kv_capacity_tokens[m])) - machine.used
+            self._dirty.add(m)
+
+    def grown(self, cluster: Cluster) -> ClusterView:
+        """A view of the same servers and more, not yet in use.
+
+        Args:
+            cluster: begins with the machines of the present one.
+        """
+        view, old = cluster.view(), self.refresh()
+        m = len(old.machine_row)
+        for name, array in old._asdict().items():
+            if isinstance(array, np.ndarray) and name != "machine_row":
+                target = getattr(view, name)
+                target[: m if len(target) > m and len(array) == m else len(array)] = array
+        return view
+
+    def adopt(self, cluster: Cluster, view: ClusterView) -> None:
+        """Go on with what `grown` made."""
+        homes = cluster.home_pools.tolist()[len(self._machines) :]
+        self._machines += [_Machine(home=Pool(home), up=False) for home in homes]
+        self.cluster, self.view, self._rules = cluster, view, view.rules
+        self._rows = view.machine_row.tolist()
+        self._dirty = set(range(len(self._machines)))
+
+    # ---- the view -----------------------------------------------------------------------------------------
+
+    def refresh(self) -> ClusterView:
+        """The view as of now."""
+        self.view.clock[0] = self._clock()
+        if self._dirty:
+            for m in self._dirty:
+                self._write(m)
+            self._dirty.clear()
+            self._allow()
+        return self.view
+
+    @property
+    def can_route(self) -> bool:
+        """Is any server up? As of the last `refresh`."""
+        return bool(self.view.available.any())
+
+    def _write(self, m: int) -> None:
+        view, machine = self.view, self._machines[m]
+        pool = machine.home
+        prompt_work = bool(machine.queue) or machine.iteration_prompts > 0
+        token_work = bool(machine.decodes or machine.inbound)
+        if (pool is Pool.PROMPT and token_work) or (pool is Pool.TOKEN and prompt_work):
+            pool = Pool.MIXED
+        view.available[m] = machine.up
+        view.home_pool[m] = machine.home
+        view.pool[m] = pool
+        view.prompt_requests[m] = len(machine.queue)
+        view.prompt_tokens[m] = machine.queued_tokens + machine.iteration_tokens
+        view.prompt_queue_ns[m] = machine.queued_ns
+        view.iteration_end_ns[m] = machine.end_ns
+        view.iteration_prompts[m] = machine.iteration_prompts
+        view.prompt_share[m] = machine.share
+        view.prompt_share_at_ns[m] = machine.share_at_ns
+        view.running[m] = len(machine.decodes)
+        view.running_context_tokens[m] = machine.context
+        view.running_prompt_tokens[m] = machine.context_prompts
+        view.inbound[m] = len(machine.inbound)
+        view.inbound_prompt_tokens[m] = machine.inbound_tokens
+        view.transfers[m] = machine.transfers
+        view.kv_used_tokens[m] = max(0, machine.used + machine.correction)
+
+    def _allow(self) -> None:
+        """As the simulator: confinement is lifted for a phase that it would leave without a server."""
+        view = self.view
+        view.prompt_allowed[:] = view.available
+        view.token_allowed[:] = view.available
+        if self._confine:
+            for flags, other in ((view.prompt_allowed, Pool.TOKEN), (view.token_allowed, Pool.PROMPT)):
+                own = view.available * (view.pool != other)
+                if own.any():
+                    np.copyto(flags, own)
