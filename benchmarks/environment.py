@@ -1,12 +1,14 @@
-"""Environment steps per second of one core at 8 machines, and what an observation and the masks cost.
+"""Environment steps per second at 8 machines, one by one and vectorised, and what their parts cost.
 
     python benchmarks/environment.py [--json FILE] [--repeats N]
 
 The default environments (bloom-176b on 5 prompt and 3 token H100 machines, Poisson conversation trace), with
 random allowed actions. The time of a step includes the simulation up to the next decision, which is most of
-it; `observe` and `masks` are the parts that the live router pays too.
+it; `observe` and `masks` are the parts that the live router pays too. Single environments are measured by CPU
+time of one core, vectorised ones by the clock, on all cores.
 """
 
+import time
 from typing import Any
 
 import gymnasium as gym
@@ -48,6 +50,27 @@ def play(env: SchedulingEnv, rng: np.random.Generator) -> int:
     return steps
 
 
+def vectorised(report: Report, repeats: int, num_envs: int = 64, steps: int = 1500) -> None:
+    """Decisions per second of 64 environments in one vector environment, by the clock."""
+    for name, kind in KINDS.items():
+        venv = gym.make_vec(name, num_envs=num_envs)
+        venv.reset(seed=0)
+        rng = np.random.default_rng(0)
+        sizes = getattr(venv.single_action_space, "nvec", None)
+        if sizes is None:
+            actions = rng.integers(0, venv.single_action_space.n, (steps, num_envs))
+        else:
+            actions = rng.integers(0, sizes, (steps, num_envs, len(sizes)))
+        rates = []
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            for row in actions:
+                venv.step(row)
+            rates.append(steps * num_envs / (time.perf_counter() - start))
+        venv.close()
+        report.add(f"environment.{kind}.vector{num_envs}.decisions_per_s", rates[1:], "decisions/s")
+
+
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument(
@@ -68,6 +91,7 @@ def main() -> None:
         times = seconds(episode, options.repeats)
         rates = [n / s for n, s in zip(steps[1:], times)]
         report.add(f"environment.{KINDS[name]}.single.decisions_per_s", rates, "decisions/s")
+    vectorised(report, options.repeats)
     parts(report, options.repeats)
     report.finish(options.json)
 

@@ -100,6 +100,11 @@ class Cluster:
         """Of the whole cluster, in the profiles' currency."""
         return float(sum(self.profile_of(m).machine.cost_per_hour for m in range(self.num_machines)))
 
+    @cached_property
+    def blank(self) -> ClusterView:
+        """A view of the idle cluster that nobody may write into."""
+        return self.view()
+
     def view(self) -> ClusterView:
         """A fresh view of the idle cluster."""
         transfer = self.config.transfer

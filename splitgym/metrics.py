@@ -127,22 +127,35 @@ def percentiles(values: Floats) -> tuple[float, float, float]:
     """p50, p90 and p99 (linear interpolation) of the values that are not NaN; NaN where there are none.
 
     An infinite neighbour makes an infinite percentile: a request that never finished is not forgotten.
+    Otherwise as `np.percentile`, to the last bit.
     """
-    there = values[~np.isnan(values)]
+    there = np.sort(values[~np.isnan(values)])
     if not len(there):
         return (np.nan, np.nan, np.nan)
-    with np.errstate(invalid="ignore"):
-        found = np.percentile(there, PERCENTILES)
-    p50, p90, p99 = (float(np.inf if np.isnan(x) else x) for x in found)
-    return (p50, p90, p99)
+    found = []
+    for p in PERCENTILES:
+        place = (len(there) - 1) * (p / 100)
+        below = min(int(place), len(there) - 1)
+        low, high = float(there[below]), float(there[min(below + 1, len(there) - 1)])
+        share, gap = place - below, high - low
+        value = high - gap * (1 - share) if share >= 0.5 else low + gap * share
+        found.append(np.inf if np.isnan(value) else value)
+    return (found[0], found[1], found[2])
 
 
-def nine_slos(table: RequestTable) -> dict[str, bool]:
-    """Which of the nine SLOs hold, by name such as "ttft_p90". One without any request holds."""
+def nine_slos(
+    table: RequestTable, found: dict[str, tuple[float, float, float]] | None = None
+) -> dict[str, bool]:
+    """Which of the nine SLOs hold, by name such as "ttft_p90". One without any request holds.
+
+    Args:
+        table: the requests.
+        found: percentiles of their slowdowns by kind, where they are known already.
+    """
     held = {}
     for kind, limits in NINE_SLOS.items():
-        found = percentiles(table.slowdown(kind))
-        for p, limit, value in zip(PERCENTILES, limits, found):
+        values = percentiles(table.slowdown(kind)) if found is None else found[kind]
+        for p, limit, value in zip(PERCENTILES, limits, values):
             held[f"{kind}_p{p}"] = bool(np.isnan(value) or value < limit)
     return held
 
@@ -219,7 +232,8 @@ def summarise(
     """
     n = len(table)
     good = int(table.good.sum())
-    failed = tuple(name for name, held in nine_slos(table).items() if not held)
+    slowdowns = {kind: percentiles(table.slowdown(kind)) for kind in KINDS}
+    failed = tuple(name for name, held in nine_slos(table, slowdowns).items() if not held)
     busy, up = float(totals.busy_ns.sum()), float(totals.up_ns.sum())
     hours = totals.end_ns * 1e-9 / 3600
     share = 1 / completed_in_run if completed_in_run else np.nan
@@ -231,9 +245,9 @@ def summarise(
         ttft_s=percentiles(table.ttft_s),
         tbt_s=percentiles(table.tbt_s),
         e2e_s=percentiles(table.e2e_s),
-        ttft_slowdown=percentiles(table.ttft_slowdown),
-        tbt_slowdown=percentiles(table.tbt_slowdown),
-        e2e_slowdown=percentiles(table.e2e_slowdown),
+        ttft_slowdown=slowdowns["ttft"],
+        tbt_slowdown=slowdowns["tbt"],
+        e2e_slowdown=slowdowns["e2e"],
         slos_held=9 - len(failed),
         failed_slos=failed,
         energy_per_request_j=float(totals.energy_j.sum()) * share,

@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import splitgym  # noqa: F401  (registers the environments)
@@ -70,7 +70,7 @@ def same_as_singles(make: Any, seed: int, threads: int, episodes: int = 1, num_e
     return steps
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kind=st.sampled_from(sorted(KINDS)),
     machines=st.sampled_from(["h100-80gb:1P1T", "h100-80gb:2P+a100-80gb:2T", "h100-80gb:1P1T1M"]),
@@ -109,6 +109,12 @@ def test_a_fleet_is_its_environments(
         return KINDS[kind](cluster=cluster, rate_per_s=rate, reward=reward, **SHORT, **extra)
 
     assert same_as_singles(make, seed, threads, episodes=2 if seed % 5 == 0 else 1) > 0
+
+
+@pytest.fixture(autouse=True)
+def every_thread_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few environments there are."""
+    monkeypatch.setattr("splitgym.envs.fleet.threads.LEAST_SHARE", 1)
 
 
 def test_arrays_that_grow_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ class Fleet:
         self._orders: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * n
         self._collected = [0] * n
         self._drained: list[NDArray[np.float64]] = []
-        self._sums = np.zeros(len(TERMS))
+        self._ended_sums = np.zeros(len(TERMS))
         self._seats = np.zeros(n, SEAT)
         self._office = self._make_office()
         self._threads = Threads(n, threads)
@@ -130,10 +130,7 @@ class Fleet:
     @property
     def rewards(self) -> NDArray[np.float64]:
         """(N,) of the last step."""
-        total = np.zeros(self.num_envs)
-        for column, weight in self._weights:
-            total += weight * self._seats["terms"][:, column]
-        return total
+        return self._seats["reward"].copy()
 
     def terms(self) -> dict[str, NDArray[np.float64]]:
         """(N,) weighted terms by name, whose sum is the reward."""
@@ -203,9 +200,9 @@ class Fleet:
 
     def drain_terms(self) -> dict[str, float]:
         """Sum of each weighted term over all environments and steps since the last call."""
-        found = {TERMS[c]: weight * float(self._sums[c]) for c, weight in self._weights}
-        self._sums[:] = 0.0
-        return found
+        sums = self._ended_sums + self._seats["sums"].sum(axis=0)
+        self._ended_sums[:] = self._seats["sums"][:] = 0.0
+        return {TERMS[c]: weight * float(sums[c]) for c, weight in self._weights}
 
     def pools(self, i: int) -> dict[str, float]:
         """Machines of environment i in each pool by present work."""
@@ -272,7 +269,6 @@ class Fleet:
             going = np.flatnonzero(self._seats["over"] == 0)
         self._copy_others(going)
         self._run(going)
-        self._sums += self._seats["terms"].sum(axis=0)
 
     def close(self) -> None:
         """End the threads."""
@@ -292,6 +288,9 @@ class Fleet:
         office["tbt_slo"] = env.cluster.config.slo.tbt_slowdown
         office["slowdown_limit"] = limits.pop() if limits else 0.0
         office["cost_per_hour"] = env.cluster.cost_per_hour
+        office["num_terms"] = len(self._weights)
+        for k, (column, weight) in enumerate(self._weights):
+            office["columns"][0, k], office["weights"][0, k] = column, weight
         return office
 
     def _copy_others(self, places: NDArray[np.int64]) -> None:
@@ -322,6 +321,7 @@ class Fleet:
     def _start(self, i: int, trace: Trace | None) -> None:
         """A new window for environment i, as `SchedulingEnv.reset`."""
         self._collect(i)
+        self._ended_sums += self._seats["sums"][i]
         env, rng, engine = self.env, self._generators[i], self._engines[i]
         drawn = env.workload.draw(rng) if trace is None else trace
         engine.reset(drawn, int(rng.integers(2**31)))
@@ -345,18 +345,19 @@ class Fleet:
 
     def _run(self, places: NDArray[np.int64]) -> None:
         """Step the environments in `places` to their next question, growing what is too small on the way."""
-        left = places
-        self._threads.map(self._step_some, left)
-        while self._seats["why"].any():
+        lacking, ended = self._threads.map(self._step_some, places)
+        while lacking:
             left = np.flatnonzero(self._seats["why"])
             for i in left.tolist():
                 self._engines[i].grow(int(self._seats["why"][i]))
-            self._threads.map(self._step_some, left)
-        self._ended = bool(self._seats["over"].any())
+            lacking, more = self._threads.map(self._step_some, left)
+            ended += more
+        self._ended = ended > 0 or (len(places) < self.num_envs and bool(self._seats["over"].any()))
 
-    def _step_some(self, thread: int, places: NDArray[np.int64]) -> None:
+    def _step_some(self, thread: int, places: NDArray[np.int64]) -> tuple[int, int]:
+        """What `step_seats` returns for these environments."""
         seen = self.observations
-        step_seats(
+        found: tuple[int, int] = step_seats(
             self._address,
             places,
             self._office_address,
@@ -368,3 +369,4 @@ class Fleet:
             self._allowed,
             self._scratch[thread],
         )
+        return found

@@ -47,7 +47,11 @@ def step_seats(seats, places, office_address, actions, machines, cluster, reques
         machines, cluster, request, mask: (E, M, F), (E, G), (E, R), (E, M) float32, written.
         allowed: (E, A) uint8, the next action masks, written.
         scratch: (M, NUM_PREDICTIONS) float64.
+
+    Returns:
+        (environments whose simulation lacks something, environments that are over) of these.
     """
+    lacking, ended = 0, 0
     office = office_at(office_address, 0)
     for i in range(places.shape[0]):
         e = places[i]
@@ -61,8 +65,10 @@ def step_seats(seats, places, office_address, actions, machines, cluster, reques
             seat.stage = RUNS
         seat.why = run(sim, seat)
         if seat.why:
+            lacking += 1
             continue
         count(sim, seat, office)
+        ended += seat.over
         seat.stage = WAITS if seat.over else ANSWERS
         cluster[e, :] = np.float32(0.0)
         request[e, :] = np.float32(0.0)
@@ -79,6 +85,7 @@ def step_seats(seats, places, office_address, actions, machines, cluster, reques
             mask[e],
         )
         show_allowed(sim, seat, office, allowed[e])
+    return lacking, ended
 
 
 @with_schedulers
@@ -220,6 +227,7 @@ def show_allowed(sim, seat, office, out):
 def count(sim, seat, office):
     """What has happened since the last question, as `splitgym.envs.ledger.Ledger`."""
     now = sim.now
+    seat.reward = 0.0
     for i in range(seat.terms.shape[0]):
         seat.terms[i] = 0.0
     if not seat.begun:  # what was before the first decision belongs to the first step
@@ -243,6 +251,10 @@ def count(sim, seat, office):
     seat.terms[RESIDENCE] = -(residence / NS_PER_S)
     seat.terms[COST] = -(office.cost_per_hour * counted_s / 3600.0)
     seat.terms[SLOWDOWN] = -seat.terms[SLOWDOWN]
+    for i in range(seat.terms.shape[0]):
+        seat.sums[i] += seat.terms[i]
+    for k in range(office.num_terms):
+        seat.reward += office.weights[k] * seat.terms[office.columns[k]]
 
 
 @compiled

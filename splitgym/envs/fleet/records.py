@@ -43,13 +43,14 @@ _LONGS = (
     "answered",  # decision that the last action answered
     "asked",  # the pending one
 )
-_REALS = ("elapsed_s", "slowdown_ttft", "slowdown_tbt", "slowdown_e2e")
+_REALS = ("elapsed_s", "reward", "slowdown_ttft", "slowdown_tbt", "slowdown_e2e")
 
 SEAT = np.dtype(
     [
         *((name, np.int64) for name in _LONGS),
         *((name, np.float64) for name in _REALS),
         ("terms", np.float64, (len(TERMS),)),
+        ("sums", np.float64, (len(TERMS),)),  # of the terms, since they were last drained
         ("memory", np.float64, (kernel.NUM_MEMORY,)),
         ("last", np.int64, (kernel.NUM_LAST,)),
     ],
@@ -69,6 +70,9 @@ OFFICE = np.dtype(
             )
         ),
         *((name, np.float64) for name in ("ttft_slo", "tbt_slo", "slowdown_limit", "cost_per_hour")),
+        ("num_terms", np.int64),  # of the reward: columns and weights in the order of its sum
+        ("columns", np.int64, (len(TERMS),)),
+        ("weights", np.float64, (len(TERMS),)),
     ],
     align=True,
 )

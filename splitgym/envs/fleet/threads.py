@@ -10,7 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Places = NDArray[np.int64]
-Work = Callable[[int, Places], None]
+Counts = tuple[int, int]
+Work = Callable[[int, Places], Counts]
+
+LEAST_SHARE = 16
+"""Places a thread: fewer are done before another thread has woken up."""
 
 
 class Threads:
@@ -24,24 +28,26 @@ class Threads:
     def __init__(self, most: int, count: int | None = None) -> None:
         self.count = max(1, min(most, count or os.cpu_count() or 1))
         self._orders: list[SimpleQueue[Any]] = []
-        self._answers: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._answers: SimpleQueue[Counts | BaseException] = SimpleQueue()
 
-    def map(self, work: Work, places: Places) -> None:
-        """Run and wait. What a share raises is raised here, when all have ended."""
-        share = -(-len(places) // self.count)
-        others = range(share, len(places), share or 1)
+    def map(self, work: Work, places: Places) -> Counts:
+        """Run and wait. Returns the sums of what the shares return.
+
+        What a share raises is raised here, when all have ended.
+        """
+        share = max(LEAST_SHARE, -(-len(places) // self.count))
+        others = range(share, len(places), share)
         self._hire(len(others))
         for thread, (order, start) in enumerate(zip(self._orders, others), 1):
             order.put((work, thread, places[start : start + share]))
-        error: BaseException | None = None
-        try:
-            work(0, places[:share])
-        except BaseException as raised:
-            error = raised
-        for _ in others:
-            error = self._answers.get() or error
-        if error is not None:
-            raise error
+        found: list[Counts | BaseException] = [_done(work, 0, places[:share])]
+        found += [self._answers.get() for _ in others]
+        first, second = 0, 0
+        for counts in found:
+            if isinstance(counts, BaseException):
+                raise counts
+            first, second = first + counts[0], second + counts[1]
+        return first, second
 
     def close(self) -> None:
         """End the threads; a later `map` starts new ones."""
@@ -56,11 +62,13 @@ class Threads:
             self._orders.append(order)
 
 
-def _serve(orders: SimpleQueue[Any], answers: SimpleQueue[BaseException | None]) -> None:
+def _done(work: Work, thread: int, share: Places) -> Counts | BaseException:
+    try:
+        return work(thread, share)
+    except BaseException as error:
+        return error
+
+
+def _serve(orders: SimpleQueue[Any], answers: SimpleQueue[Counts | BaseException]) -> None:
     while (order := orders.get()) is not None:
-        work, thread, share = order
-        try:
-            work(thread, share)
-            answers.put(None)
-        except BaseException as error:
-            answers.put(error)
+        answers.put(_done(*order))

@@ -87,7 +87,7 @@ class Simulation:
     def _set_rules(self, record: bool, kinds: tuple[int, int, int]) -> None:
         config = self.cluster.config
         batching = config.batching
-        rules = self.cluster.view().rules
+        rules = self.cluster.blank.rules
         vllm = batching.rule == "vllm"
         self._set(
             max_prompt_tokens=batching.max_prompt_tokens,
@@ -130,7 +130,7 @@ class Simulation:
         machines["home_pool"] = machines["pool"] = cluster.home_pools
         machines["capacity"] = cluster.kv_capacity_tokens
         machines["bandwidth"] = np.maximum(1, cluster.link_bytes_per_s // 64)
-        machines["transfer_constant_ns"] = cluster.view().transfer_constant_ns
+        machines["transfer_constant_ns"] = cluster.blank.transfer_constant_ns
         machines["idle"] = machines["touched"] = 1
         leaves = 1 << max(0, count - 1).bit_length()
         # A stride of whole pages would put all batches into the same sets of the processor's caches.
@@ -197,7 +197,7 @@ class Simulation:
 
     def _set_view(self) -> None:
         """A view whose arrays are the simulation's own, with the contents of a fresh one."""
-        fresh, count = self.cluster.view(), self.cluster.num_machines
+        fresh, count = self.cluster.blank, self.cluster.num_machines
         longs = self._keep("view_longs", np.zeros((len(show.VIEW_LONGS), count), np.int64))
         flags = self._keep("view_flags", np.ones((len(show.VIEW_FLAGS), count), np.uint8))
         arrays = dict(zip(show.VIEW_LONGS, longs, strict=True))
