@@ -136,13 +136,13 @@ class FakeVllm:
         return out
 
 
-def router_config(servers, pools="PT", **over):
+def router_config(servers, shape, /, **over):
     """A configuration for fake servers; `over` replaces whole sections."""
     names = {"P": "prompt", "T": "token", "M": "mixed"}
     data = {
         "servers": [
             {"name": server.name, "url": server.url, "pool": names[pool], "max_requests": 64}
-            for server, pool in zip(servers, pools, strict=True)
+            for server, pool in zip(servers, shape, strict=True)
         ],
         "listen": {"port": 0},
         "admin": {"port": 0},
@@ -194,9 +194,9 @@ class Client:
 
 
 @asynccontextmanager
-async def routed(servers, pools="PT", **over):
+async def routed(servers, shape="PT", /, **over):
     """A client of a router in front of started servers."""
-    router = Router(router_config(servers, pools, **over))
+    router = Router(router_config(servers, shape, **over))
     await router.start()
     try:
         async with aiohttp.ClientSession() as session:
@@ -206,13 +206,13 @@ async def routed(servers, pools="PT", **over):
 
 
 @asynccontextmanager
-async def cluster(pools="PT", **over):
+async def cluster(shape="PT", /, **over):
     """Fake servers named a, b, c, ... and a client of the router in front of them."""
-    servers = [FakeVllm("abcdefgh"[i]) for i in range(len(pools))]
+    servers = [FakeVllm("abcdefgh"[i]) for i in range(len(shape))]
     for server in servers:
         await server.__aenter__()
     try:
-        async with routed(servers, pools, **over) as client:
+        async with routed(servers, shape, **over) as client:
             yield client, *servers
     finally:
         for server in servers:
