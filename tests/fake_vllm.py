@@ -95,6 +95,9 @@ class FakeVllm:
                 return web.json_response(
                     {"error": {"message": "no", "code": self.status}}, status=self.status
                 )
+            if self.malformed and body.get("stream"):
+                text = 'data: {"choices": [\n\n'
+                return web.Response(text=text, content_type="text/event-stream")
             if self.malformed:
                 return web.Response(text='{"choices": [', content_type="application/json")
         await asyncio.sleep(self.pause_s)

@@ -252,14 +252,20 @@ async def test_dead_servers_come_back():
 async def test_deadlines():
     async with cluster("M", limits={"prompt_s": 0.2, "attempts": 2}) as (client, a):
         a.hang = True
-        status, _, raw = await client.complete()
+        status, _, raw = await client.complete({"prompt": "x", "stream": True})
         assert status == 504 and "no answer in time" in json.loads(raw)["error"]["message"]
         assert len(a.calls) == 2
-        a.hang = False
+    async with cluster("M", limits={"prompt_s": 0.1, "total_s": 0.4}) as (client, a):
+        a.pause_s = 0.03
+        assert (await client.complete())[0] == 200, "a whole answer may take longer than a prompt"
+        a.hang = True
+        status, _, _ = await client.complete()
+        assert status == 504 and len(a.calls) == 2
     async with cluster("M", limits={"idle_s": 0.2}) as (client, a):
         a.pause_s = 1.0
         status, texts, events = await client.stream()
         assert status == 200 and len(texts) == 1 and "no more tokens in time" in events[-1]
+        await client.until(lambda: a.cancelled == 1 and client.router.parts.upstream.connections == 0)
 
 
 @in_loop
@@ -337,3 +343,28 @@ def test_streams_are_counted_however_they_are_cut():
         meter = StreamMeter()
         total = sum(meter.feed(stream[i : i + size]) for i in range(0, len(stream), size))
         assert total == meter.events == 7 and meter.done and meter.usage() == (3, 5)
+
+
+@in_loop
+async def test_a_stream_that_begins_badly_is_tried_elsewhere():
+    async with cluster("MM") as (client, a, b):
+        a.malformed = True
+        for _ in range(3):
+            status, texts, _ = await client.stream()
+            assert status == 200 and len(texts) == 5
+        assert a.calls and len(b.calls) == 3
+        assert a.calls[0][3]["X-Request-Id"] + "-1" == b.calls[0][3]["X-Request-Id"], "a name of its own"
+
+
+@in_loop
+async def test_requests_that_are_not_streamed_count_as_decoding():
+    """Nobody sees their tokens; the profile says when they begin."""
+    async with cluster("M") as (client, a):
+        a.pause_s = 0.3
+        first = asyncio.create_task(client.complete({"prompt": "x" * 40}))
+        state = client.router.parts.state
+        await client.until(lambda: a.active == 1)
+        assert state.refresh().prompt_tokens[0] > 0
+        await client.until(lambda: state.refresh().running[0] == 1)
+        assert state.view.prompt_tokens[0] == 0 and (await first)[0] == 200
+        assert not state.refresh().running.any()

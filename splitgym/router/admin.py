@@ -171,7 +171,7 @@ class Admin:
         async with self._loading:
             try:
                 # Reading and checking take a while: not in the loop that serves.
-                found = await asyncio.to_thread(Deciders.load, text, size, config.confine)
+                found = await asyncio.to_thread(self._load, text, size, config.confine)
                 parts.decisions.swap(found)
             except SplitgymError as error:
                 parts.metrics.swaps["refused"] += 1
@@ -180,6 +180,11 @@ class Admin:
         parts.metrics.swaps["done"] += 1
         parts.log.event("policy", outcome="done", policy=found.name, bundle=found.sha256)
         return found.name
+
+    def _load(self, routing: str, sizing: str | None, confine: bool | None) -> Deciders:
+        found = Deciders.load(routing, sizing, confine)
+        found.warm(self._parts.scratch())
+        return found
 
     def _allowed(self, path: str) -> str:
         from splitgym import schedulers

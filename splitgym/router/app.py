@@ -1,7 +1,7 @@
 """A running router: two HTTP servers, background tasks, signals, an orderly end."""
 
 import asyncio
-import json
+import posixpath
 import signal
 import ssl
 import sys
@@ -186,7 +186,8 @@ class Router:
 
     async def _other(self, request: web.Request) -> web.StreamResponse:
         """Everything else goes to one server or another as it is."""
-        if any(request.path == path or request.path.startswith((path + "/", path + "_")) for path in BLOCKED):
+        asked = posixpath.normpath("/" + request.path.lstrip("/"))
+        if any(asked == path or asked.startswith((path + "/", path + "_")) for path in BLOCKED):
             raise Refused(404, f"{request.path} is not passed on", "NotFoundError")
         body = await read_body(request, self.config.listen.max_body_bytes)
         upstream, limits = self.parts.upstream, self.config.limits
@@ -305,4 +306,4 @@ def run(config: RouterConfig, say: Callable[[str], None]) -> bool:
         return asyncio.run(serve(config, say))
 
 
-__all__ = ["Router", "json", "run", "serve"]
+__all__ = ["Router", "run", "serve"]

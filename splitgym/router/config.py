@@ -145,7 +145,8 @@ class PoolsConfig:
     drain_timeout_s: float = Field(default=300.0, gt=0)
     """A server that has not drained by then goes back to its old role."""
     kv_lease_s: float = Field(default=480.0, ge=0)
-    """Caches that nobody pulled are freed by vLLM after this (VLLM_NIXL_ABORT_REQUEST_TIMEOUT)."""
+    """Caches that nobody pulled are freed by vLLM after this: its `kv_lease_duration`, in older versions
+    VLLM_NIXL_ABORT_REQUEST_TIMEOUT."""
     drain: bool | None = None
     """Wait until a server is empty before its role changes; None: as the driver needs it."""
     driver: Literal["router", "sglang", "vllm-router"] = "router"

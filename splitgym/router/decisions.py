@@ -3,6 +3,7 @@
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -57,6 +58,21 @@ class Deciders:
             size = _sizing(sizing)
         name = who.name if sizing is None else f"{who.name}+{size.name}"
         return cls(who, size, name, digest, learned if confine is None else confine)
+
+    def warm(self, state: RouterState) -> None:
+        """Decide once on a state of nobody, so that no request waits for the compiler.
+
+        Args:
+            state: of the same servers, thrown away afterwards. The schedulers must be reset before use.
+        """
+        request = RequestInfo(0, 0, 100, UNKNOWN, UNKNOWN, 0)
+        view = state.refresh()
+        for scheduler in (self.routing, self.sizing):
+            scheduler.reset(view, 0)
+        with suppress(Exception):  # what a policy raises is the guardrails' matter
+            self.routing.route(view, request)
+        with suppress(Exception):
+            self.sizing.resize(view)
 
 
 def _routing(text: str) -> tuple[RoutingScheduler, SizingScheduler, str, bool]:

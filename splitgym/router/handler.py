@@ -128,6 +128,9 @@ class Handler:
                 if last is None:
                     raise
                 break  # the failure says more than that nobody is left
+            if number:
+                # The first one may still hold a cache under its name.
+                _rename(call, f"{call.record.request_id}-{number}")
             try:
                 return await self._attempt(call, choice)
             except Failed as failed:
@@ -227,14 +230,30 @@ class Handler:
         self, call: Call, server: Server, flight: Flight, attempt: Attempt, body: bytes
     ) -> web.StreamResponse:
         """The token server's answer, to the client."""
+        seconds = self._limits.prompt_s if call.stream else self._limits.total_s
+        # Unless it is streamed, nobody sees when the tokens begin.
+        began = None
+        if not call.stream:
+            wait_s = self.parts.state.decodes_in_s(flight)
+            began = asyncio.get_running_loop().call_later(wait_s, self.parts.state.presume, flight)
+        try:
+            return await self._answer(call, server, flight, attempt, body, self._by(call, seconds))
+        finally:
+            if began is not None:
+                began.cancel()
+
+    async def _answer(
+        self, call: Call, server: Server, flight: Flight, attempt: Attempt, body: bytes, by_s: float
+    ) -> web.StreamResponse:
         upstream = self.parts.upstream
-        by_s = self._by(call, self._limits.prompt_s)
         response = await upstream.open(server, "POST", call.path, call.headers, body, by_s)
         try:
             streamed = "event-stream" in response.headers.get("Content-Type", "")
-            if response.status == 200 and (streamed or call.stream):
-                return await self._pass_on(call, server, flight, attempt, response)
-            by_s = self._by(call, self._limits.total_s if response.status == 200 else self._limits.idle_s)
+            if response.status == 200 and streamed:
+                out = await self._pass_on(call, server, flight, attempt, response)
+                if not response.content.at_eof():
+                    response.close()  # given up: the server must know
+                return out
             answer = await upstream.whole(server, response, by_s)
         except BaseException:
             response.close()
@@ -268,10 +287,17 @@ class Handler:
         content, meter = upstream.content, StreamMeter()
         last_s = call.start_s + limits.total_s
         out: web.StreamResponse | None = None
+        held = b""
         on_client = False
         try:
             async with asyncio.timeout_at(self._by(call, limits.prompt_s)) as timer:
                 while piece := await content.readany():
+                    if out is None:
+                        held += piece
+                        if b"\n\n" not in held:
+                            continue  # not before the first event is whole, and known to be one
+                        check_event(server, held)
+                        piece = held
                     on_client = True
                     if out is None:
                         attempt.first_byte_s = call.record.first_byte_s = self._since(call)
@@ -361,6 +387,22 @@ class Handler:
         return min(asyncio.get_running_loop().time() + seconds, call.start_s + self._limits.total_s)
 
 
+def check_event(server: Server, piece: bytes) -> None:
+    """Refuse a stream that begins with something that is no part of an answer.
+
+    Raises:
+        Failed: its first event is an error, or no JSON.
+    """
+    for event in piece.split(b"\n\n", 1)[0].splitlines():
+        if event.startswith(b"data:") and event[5:].strip() != b"[DONE]":
+            try:
+                found = json.loads(event[5:])
+            except (ValueError, RecursionError):
+                raise Failed(server, "its stream begins with no JSON") from None
+            if isinstance(found, dict) and "error" in found and "choices" not in found:
+                raise Failed(server, "its stream begins with an error", 500)
+
+
 async def read_body(request: web.Request, limit: int, seconds: float = 30.0) -> bytes:
     """The whole body of a request.
 
@@ -388,6 +430,12 @@ def _usage(answer: bytes) -> tuple[int | None, int | None]:
         return usage_of(json.loads(answer))
     except ValueError:
         return None, None
+
+
+def _rename(call: Call, request_id: str) -> None:
+    """Another X-Request-Id."""
+    kept = [(k, v) for k, v in call.headers if k.lower() != REQUEST_ID.lower()]
+    call.headers = [*kept, (REQUEST_ID, request_id)]
 
 
 def _multi(headers: Headers) -> Any:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from dataclasses import replace
 
+from splitgym import schedulers
 from splitgym.cluster import Cluster
 from splitgym.profile.tables import ProfileTables
 from splitgym.router.config import RouterConfig, ServerConfig
@@ -13,7 +14,7 @@ from splitgym.router.gate import Gate
 from splitgym.router.metrics import Metrics
 from splitgym.router.records import DecisionLog, Record, Window
 from splitgym.router.servers import Server, monotonic_clock
-from splitgym.router.state import RouterState
+from splitgym.router.state import Flight, RouterState
 from splitgym.router.upstream import Upstream
 from splitgym.slo import is_good
 from splitgym.types import NS_PER_S, to_ns
@@ -37,6 +38,7 @@ class Parts:
         self.clock = monotonic_clock()
         cluster = Cluster.resolve(config.cluster())
         deciders = Deciders.load(config.policy.routing, config.policy.sizing, config.policy.confine)
+        self._warm(cluster, deciders)
         self.state = RouterState(cluster, self.clock, deciders.confine)
         self.servers = [self._server(i, server) for i, server in enumerate(config.servers)]
         for i, server in enumerate(config.servers):
@@ -49,6 +51,26 @@ class Parts:
         self.window = Window()
         self.metrics = Metrics(self)
         self.active = 0
+
+    def _warm(self, cluster: Cluster, deciders: Deciders) -> None:
+        """Go through a request once, so that none waits for the compiler."""
+        state = RouterState(cluster, lambda: 0)
+        last = cluster.num_machines - 1
+        for p in {0, last}:
+            flight = Flight(100, p, last)
+            state.place(flight)
+            state.tokens(flight, 1)
+            state.place(waiting := Flight(100, last, last))  # joins a server that decodes
+            state.dropped(waiting)
+            state.finished(flight, 1)
+        deciders.warm(state)
+        heuristic = schedulers.routing(self.config.policy.heuristic)
+        replace(deciders, routing=heuristic, sizing=schedulers.sizing("static")).warm(state)
+        is_good(state.view.tables, 3.0, 1.5, 100, 10, 0, 1, 2)
+
+    def scratch(self) -> RouterState:
+        """A state of the same servers, to try a policy on."""
+        return RouterState(self.state.cluster, lambda: 0)
 
     def _server(self, index: int, config: ServerConfig) -> Server:
         return Server(index, config, self.config.health, self.clock, self._changed)

@@ -18,7 +18,7 @@ import numpy as np
 
 from splitgym.cluster import Cluster
 from splitgym.profile.tables import mixed_time_ns, prompt_time_ns, token_time_ns
-from splitgym.types import Pool
+from splitgym.types import NS_PER_S, Pool
 from splitgym.view import (
     ARRIVED_PROMPT_TOKENS,
     ARRIVED_REQUESTS,
@@ -214,6 +214,24 @@ class RouterState:
         self._dirty.add(t)
         if self._infer and not machine.prompts:
             self._foresee(t)
+
+    def presume(self, flight: Flight) -> None:
+        """By now its tokens should be coming, though nobody sees them: the answer is not streamed."""
+        if flight.phase in (Phase.QUEUED, Phase.PROMPT, Phase.SHIPPING):
+            self.prompt_ended(flight)
+            if flight.phase is Phase.SHIPPING:
+                self.cache_arrived(flight)
+            if not self._machines[flight.token_machine].prompts:
+                self._foresee(flight.token_machine)
+
+    def decodes_in_s(self, flight: Flight) -> float:
+        """Predicted seconds until the tokens of an attempt come: its prompt's turn, or its transfer."""
+        t = flight.token_machine
+        if flight.split:
+            size = flight.prompt_tokens * self._rules.kv_bytes_per_token
+            return size / max(1, int(self.view.link_bytes_per_s[t]))
+        machine = self._machines[t]
+        return (machine.queued_ns + max(0, machine.end_ns - self._clock())) / NS_PER_S
 
     def finished(self, flight: Flight, output_tokens: int) -> None:
         """A request was answered in full."""
