@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from splitgym.cli import data, deploy, design, engine, evaluate, fidelity, saturation
+from splitgym.cli import data, deploy, design, engine, evaluate, fidelity, saturation, simulate
 from splitgym.cli.learning import add_learning_commands
 from splitgym.errors import SplitgymError
 
@@ -16,6 +16,7 @@ app = typer.Typer(
 app.command()(evaluate.evaluate)
 app.command("max-rate")(evaluate.max_rate)
 app.command()(evaluate.sweep)
+app.command()(simulate.simulate)
 app.command()(saturation.saturation)
 app.command()(design.characterize)
 app.command()(design.provision)
@@ -23,6 +24,7 @@ app.command()(fidelity.validate)
 app.command()(deploy.export)
 app.command()(engine.engine)
 app.command()(deploy.route)
+app.command()(simulate.warmup)
 
 trace_app = typer.Typer(help="Traces of requests.", no_args_is_help=True)
 trace_app.command("fetch")(data.trace_fetch)

@@ -8,12 +8,14 @@ specification's exactly (tests/test_engines_agree.py).
 
 import logging
 import threading
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from splitgym.cluster import Cluster
-from splitgym.errors import ActionError, ConfigError
+from splitgym.errors import ActionError, ConfigError, TraceError
 from splitgym.schedulers.builtin import SIZING_STATE_SIZE, STATE_SIZE
 from splitgym.schedulers.protocol import RoutingScheduler, SizingScheduler
 from splitgym.sim.compiled import decide, loop
@@ -26,6 +28,9 @@ from splitgym.types import Decision, DecisionKind, EventKind
 
 _LOG = logging.getLogger("splitgym")
 NOTICE_AFTER_S = 3.0
+
+Rows = NDArray[Any]
+"""(K,) `OUTCOME` records."""
 
 
 class CompiledEngine:
@@ -62,6 +67,9 @@ class CompiledEngine:
     # ---- the interface ------------------------------------------------------------------------------------
 
     def reset(self, trace: Trace, seed: int = 0) -> None:
+        self._start(trace, seed, streaming=False)
+
+    def _start(self, trace: Trace, seed: int, streaming: bool) -> None:
         self.cluster.check(trace)
         self._started = Simulation(
             self.cluster,
@@ -70,6 +78,7 @@ class CompiledEngine:
             (self._routing_kind, self._sizing_kind, decide.fast_form(self.routing)),
             (*self._routing_arrays, *self._sizing_arrays),
             self._record,
+            streaming,
         )
         self.view = self._simulation.view
         for scheduler in (self.routing, self.sizing):
@@ -85,17 +94,62 @@ class CompiledEngine:
                 self._simulation.grow(why)
                 continue
             decision = self._pending()
-            scheduler = self.routing if decision.kind is DecisionKind.ROUTE else self.sizing
-            if scheduler is None:
+            if not self._answered(decision):
                 return decision
-            if decision.request is not None:
-                assert self.routing is not None
-                action = self.routing.route(self.view, decision.request)
-                check_route(self.view, action, f"scheduler {self.routing.name!r}")
-                loop.answer_route(self._simulation.sim, *action)
+
+    def _answered(self, decision: Decision) -> bool:
+        """Let a scheduler in Python decide, if there is one."""
+        if decision.request is not None:
+            if self.routing is None:
+                return False
+            action = self.routing.route(self.view, decision.request)
+            check_route(self.view, action, f"scheduler {self.routing.name!r}")
+            loop.answer_route(self._simulation.sim, *action)
+            return True
+        if self.sizing is None:
+            return False
+        loop.answer_resize(self._simulation.sim, self.sizing.resize(self.view))
+        return True
+
+    def stream(self, chunks: Iterable[Trace], sink: Callable[[Rows], None], seed: int = 0) -> Outcomes:
+        """Simulate requests that come in chunks, in memory that does not grow with their number.
+
+        Args:
+            chunks: traces one after the other in time, each at the times of the whole; the cut between them
+                changes nothing.
+            sink: is given the requests that finished since its last call, in that order: records with the
+                fields of `OUTCOME` (splitgym.sim.compiled.records).
+            seed: of the schedulers.
+
+        Returns:
+            outcomes with the machines' totals, and no requests.
+
+        Raises:
+            ConfigError: the engine would ask for decisions, or keeps a log.
+            TraceError: there is no request, one fits no machine, or chunks are not in the order of time.
+        """
+        if self.routing is None or self.sizing is None or self._record:
+            raise ConfigError("a streamed simulation needs both schedulers, and keeps no log of events")
+        source = iter(chunks)
+        first = next(source, None)
+        if first is None:
+            raise TraceError("there are no requests to simulate: the first chunk is missing")
+        self._start(first, seed, streaming=True)
+        simulation = self._simulation
+        while (why := _advance(simulation.sim)) != st.DONE:
+            if why == st.FEED:
+                chunk = next(source, None)
+                if chunk is not None:
+                    self.cluster.check(chunk)
+                simulation.feed(chunk)
+            elif why == st.DRAIN:
+                sink(simulation.drain())
+            elif why == st.DECIDE:
+                self._answered(self._pending())
             else:
-                assert self.sizing is not None
-                loop.answer_resize(self._simulation.sim, self.sizing.resize(self.view))
+                simulation.grow(why)
+        sink(simulation.drain())
+        return simulation.read(self._idle_watts)
 
     def apply(self, action: tuple[int, int] | int) -> None:
         pending = 0 if self._started is None else self._simulation.sim["pending"]

@@ -64,9 +64,9 @@ class Outcomes:
     end_ns: int = 0  # time of the last event so far
 
     @classmethod
-    def empty(cls, trace: Trace, num_machines: int) -> "Outcomes":
-        """Outcomes of a run that has not begun."""
-        n = len(trace)
+    def empty(cls, trace: Trace | None, num_machines: int) -> "Outcomes":
+        """Outcomes of a run that has not begun; without a trace, of its machines alone."""
+        n = 0 if trace is None else len(trace)
 
         def never() -> Ints:
             return np.full(n, NEVER, np.int64)
@@ -74,10 +74,11 @@ class Outcomes:
         def zeros(size: int) -> Ints:
             return np.zeros(size, np.int64)
 
+        none = zeros(0)
         return cls(
-            arrival_ns=np.rint(trace.arrival_s * NS_PER_S).astype(np.int64),
-            prompt_tokens=trace.prompt_tokens.astype(np.int64),
-            output_tokens=trace.output_tokens.astype(np.int64),
+            arrival_ns=none if trace is None else np.rint(trace.arrival_s * NS_PER_S).astype(np.int64),
+            prompt_tokens=none if trace is None else trace.prompt_tokens.astype(np.int64),
+            output_tokens=none if trace is None else trace.output_tokens.astype(np.int64),
             first_token_ns=never(),
             finish_ns=never(),
             prompt_start_ns=never(),

@@ -1,6 +1,6 @@
 """Traces: load, save, transform, generate."""
 
-from splitgym.trace.loaders import load_file, save
+from splitgym.trace.loaders import blocks, load_file, save
 from splitgym.trace.sources import fetch, load, names
 from splitgym.trace.synth import generate
 from splitgym.trace.trace import Trace
@@ -20,6 +20,7 @@ __all__ = [
     "PARTS",
     "Trace",
     "at_rate",
+    "blocks",
     "fetch",
     "generate",
     "load",

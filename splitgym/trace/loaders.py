@@ -48,15 +48,42 @@ def load_file(path: str | Path, name: str | None = None) -> Trace:
         TraceError: the file is missing, empty, of no known format, or has a row that is no request; names the
             file and the row (data row counted from 1, and the line for CSV) or column.
     """
+    path = _checked(path)
+    try:
+        *_, gather = _read(path)
+        return gather.trace(name)
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read ({error})") from None
+
+
+def blocks(path: str | Path, name: str | None = None) -> Iterator[Trace]:
+    """A trace file piece by piece, in memory that does not grow with its length: for streamed simulations.
+
+    The pieces, one after the other, are what `load_file` gives as a whole.
+
+    Args:
+        path, name: as for `load_file`.
+
+    Raises:
+        TraceError: as for `load_file`, when the piece with the error is reached.
+    """
+    path = _checked(path)
+    try:
+        for gather in _read(path):
+            if gather.fresh:
+                yield gather.trace(name)
+        gather.refuse_empty()
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read ({error})") from None
+
+
+def _checked(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_file():
         raise TraceError(f"{path}: no such trace file")
     if path.suffix not in (".csv", ".parquet"):
         raise TraceError(f"{path}: a trace file ends in .csv or .parquet, not in {path.suffix!r}")
-    try:
-        return _load_csv(path, name) if path.suffix == ".csv" else _load_parquet(path, name)
-    except OSError as error:
-        raise TraceError(f"{path}: cannot be read ({error})") from None
+    return path
 
 
 def save(trace: Trace, path: str | Path) -> None:
@@ -111,16 +138,27 @@ class _Column:
         self.size = end
 
     def take(self) -> NDArray[Any]:
-        """The array, cut to what was added."""
+        """The array, cut to what was added; what comes next goes into another."""
         self.array.resize(self.size, refcheck=False)
-        return self.array
+        taken, self.array, self.size = self.array, np.empty(0, self.array.dtype), 0
+        return taken
 
 
 class _Gather:
-    """Blocks of a file in, a trace out."""
+    """Blocks of a file in, a trace out.
 
-    def __init__(self, path: Path, schema: Schema, names: list[str], head: Head | None) -> None:
-        self.path, self.schema, self.head = path, schema, head
+    Args:
+        path: of the file.
+        schema: its format.
+        names: of all its columns.
+        head: of a CSV.
+        about: the JSON that `save` wrote, if it did.
+    """
+
+    def __init__(
+        self, path: Path, schema: Schema, names: list[str], head: Head | None, about: str | None
+    ) -> None:
+        self.path, self.schema, self.head, self.about = path, schema, head, about
         self.fixed = [(column, value) for column, value in schema.fixed if column in names]
         self.wanted = dict(schema.columns)
         self.wanted |= {ours: theirs for ours, theirs in schema.optional.items() if theirs in names}
@@ -193,16 +231,26 @@ class _Gather:
             self.start_ns = int(stamps[0])
         return (stamps - (self.start_ns or 0)) / NS_PER_S
 
-    def trace(self, name: str | None, about: str | None, file_format: str) -> Trace:
-        """All blocks as one trace; `about` is the JSON that `save` wrote."""
+    @property
+    def fresh(self) -> int:
+        """Rows that no trace holds yet."""
+        return self.columns["arrival_s"].size
+
+    def refuse_empty(self) -> None:
+        """A file without rows is no trace."""
         if self.rows == 0:
             raise TraceError(f"{self.path}: has column names but no data rows")
+
+    def trace(self, name: str | None) -> Trace:
+        """The blocks since the last call as one trace."""
+        self.refuse_empty()
+        file_format = "Parquet" if self.head is None else "CSV"
         provenance = {"file": self.path.name, "format": f"{self.schema.name}, {file_format}"}
         if self.ignored:
             provenance["ignored_columns"] = ", ".join(self.ignored)
         saved_name = self.path.stem
-        if about is not None:
-            saved_name, provenance = _read_about(self.path, about)
+        if self.about is not None:
+            saved_name, provenance = _read_about(self.path, self.about)
         arrays = {ours: column.take() for ours, column in self.columns.items()}
         return Trace(
             arrays["arrival_s"],
@@ -228,10 +276,16 @@ def _read_about(path: Path, about: str) -> tuple[str, dict[str, str]]:
     raise TraceError(f"{path}: the name and provenance saved in it are damaged")
 
 
-def _load_csv(path: Path, name: str | None) -> Trace:
+def _read(path: Path) -> Iterator[_Gather]:
+    """Comes back after each block that was added, and once before the first."""
+    return _read_csv(path) if path.suffix == ".csv" else _read_parquet(path)
+
+
+def _read_csv(path: Path) -> Iterator[_Gather]:
     head = csv_rows.read_head(path)
     schema = match_schema(path, head.names)
-    gather = _Gather(path, schema, head.names, head)
+    gather = _Gather(path, schema, head.names, head, head.comment(MARK))
+    yield gather
     # Tokens are read as floats, so that "12.5" is found and named rather than refused as a type.
     types: dict[str, Any] = dict.fromkeys(gather.file_columns(), pa.float64())
     if schema.clock:
@@ -243,29 +297,30 @@ def _load_csv(path: Path, name: str | None) -> Trace:
         with pa_csv.open_csv(path, read_options=read, convert_options=convert) as reader:
             for batch in reader:
                 gather.add(batch)
+                yield gather
     except pa.ArrowInvalid as error:
         # Rare, so it may take its time: find the row that pyarrow only speaks of.
         row, what = csv_rows.find_unreadable(path, head, types, from_row=gather.rows)
         if row < 0:
             raise TraceError(f"{path}: cannot be read as CSV ({error})") from None
         gather.fail(row, what)
-    return gather.trace(name, head.comment(MARK), "CSV")
 
 
-def _load_parquet(path: Path, name: str | None) -> Trace:
+def _read_parquet(path: Path) -> Iterator[_Gather]:
     if path.stat().st_size == 0:
         raise TraceError(f"{path}: the file is empty")
     try:
         with pa_parquet.ParquetFile(path) as file:
             names = list(file.schema_arrow.names)
-            gather = _Gather(path, match_schema(path, names), names, None)
-            metadata = file.schema_arrow.metadata or {}
+            about = (file.schema_arrow.metadata or {}).get(PARQUET_KEY)
+            saved = None if about is None else about.decode()
+            gather = _Gather(path, match_schema(path, names), names, None, saved)
+            yield gather
             for batch in _batches(file, gather.file_columns()):
                 gather.add(batch)
+                yield gather
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise TraceError(f"{path}: cannot be read as a Parquet trace ({error})") from None
-    about = metadata.get(PARQUET_KEY)
-    return gather.trace(name, None if about is None else about.decode(), "Parquet")
 
 
 def _batches(file: Any, columns: list[str]) -> Iterator[Any]:

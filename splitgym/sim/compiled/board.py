@@ -8,7 +8,6 @@ while a machine decodes (KV tokens held) is computed for the machines that could
 import numpy as np
 
 from splitgym.sim.compiled.show import *
-from splitgym.types import UNKNOWN
 
 BLOCK_BITS = 6
 BLOCK = 1 << BLOCK_BITS
@@ -18,7 +17,7 @@ POOLS = 3
 @compiled
 def max_tokens_of(sim, job):
     """The client's `max_tokens`, where it gave one."""
-    return long_at(sim.limits, job.request) if sim.limits else UNKNOWN
+    return job.max_tokens
 
 
 # ---- the board --------------------------------------------------------------------------------------------

@@ -65,6 +65,11 @@ def lack(sim):
         return GROW_HEAP
     if sim.samples == sim.timeline_rows:
         return GROW_TIMELINE
+    if sim.streaming:
+        if sim.more and sim.next_row == sim.num_requests:
+            return FEED
+        if sim.finished - sim.drained + sim.max_tasks > sim.result_rows:
+            return DRAIN
     if sim.logging and sim.events + sim.log_margin > sim.log_rows:
         return GROW_LOG
     return NONE
@@ -86,7 +91,7 @@ def advance(sim):
     while True:
         if sim.pending:
             return DECIDE
-        if sim.unfinished == 0:
+        if sim.unfinished == 0 and not sim.more:
             refresh_all(sim)
             return DONE
         why = lack(sim)

@@ -33,6 +33,7 @@ RESULTS = OUTCOME.names[4:]  # type: ignore[index]
 # A request in flight, at its *slot* in `jobs`. Lists run through `..._next` and `..._prev`; NONE ends them.
 JOB = _record(
     *_OUTCOME,
+    (LONG, "max_tokens"),  # the client's, or UNKNOWN
     (SHORT, "slot in_use flight_version"),
     (SHORT, "rerated rerated_next"),  # its rate has changed and no event is planned for it yet
     # Blank at the begin of every attempt, from here on.
@@ -120,6 +121,8 @@ HEAD = np.dtype(
             (LONG, "samples events"),  # rows of the timeline and of the log
             (LONG, "held_head held_tail"),  # requests that found no machine up
             (LONG, "up_prompt up_token up_mixed"),  # machines that may be chosen, by pool
+            (LONG, "streaming more"),  # outcomes are drained as requests finish; more are to be fed
+            (LONG, "drained result_rows"),  # finished requests drained already; room for the others
             (LONG, "masks"),  # phases confined to their pools in the view's masks
             # Rules.
             (LONG, "max_prompt_tokens max_tasks max_passed_over kv_bytes overlap_min shared reserve_all"),

@@ -2,6 +2,7 @@
 
 from splitgym.profile.tables import prompt_time_ns
 from splitgym.sim.compiled.machine import *
+from splitgym.types import UNKNOWN
 from splitgym.view import COMPLETED_OUTPUT_TOKENS, COMPLETED_REQUESTS, OUTPUT_DECAY
 
 _copy = copier(OUTCOME.itemsize)
@@ -20,6 +21,7 @@ def take_slot(sim, request):
     job.arrival_ns = long_at(sim.arrivals, request)
     job.prompt_tokens = long_at(sim.prompts, request)
     job.output_tokens = long_at(sim.outputs, request)
+    job.max_tokens = long_at(sim.limits, request) if sim.limits else UNKNOWN
     job.first_token_ns = job.finish_ns = job.prompt_machine = job.token_machine = job.decision_id = NONE
     job.attempts = job.preemptions = job.prompts_computed = job.lost_tokens = 0
     begin_attempt(sim, job, 0)
@@ -58,8 +60,11 @@ def finish(sim, job):
     """The request has all its tokens."""
     promise(sim, job, -1)
     job.finish_ns = sim.now
-    publish(sim, job)
-    put_long(sim.order, sim.finished, job.request)
+    if sim.streaming:
+        _copy(sim.outcomes + OUTCOME_BYTES * (sim.finished - sim.drained), sim.jobs + JOB_BYTES * job.slot)
+    else:
+        publish(sim, job)
+        put_long(sim.order, sim.finished, job.request)
     sim.finished += 1
     sim.unfinished -= 1
     sim.in_system -= 1

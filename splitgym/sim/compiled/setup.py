@@ -6,17 +6,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitgym.cluster import Cluster
+from splitgym.errors import TraceError
 from splitgym.sim.compiled import board, loop, show
 from splitgym.sim.compiled import records as rec
 from splitgym.sim.compiled import state as st
 from splitgym.sim.compiled.requests import publish_all
 from splitgym.sim.outcomes import NEVER, TIMELINE_FIELDS, Outcomes
 from splitgym.trace import Trace
-from splitgym.types import UNKNOWN, RequestInfo, to_ns
+from splitgym.types import NS_PER_S, UNKNOWN, RequestInfo, to_ns
 from splitgym.view import ClusterView
 
 Ints = NDArray[np.int64]
 FIRST_SLOTS = 1024
+DRAINED_ROWS = 1 << 16
+"""Finished requests that a streaming simulation keeps before they are drained."""
 _COUNTS = ("attempts", "preemptions", "prompts_computed", "lost_tokens")
 
 
@@ -30,6 +33,8 @@ class Simulation:
         kinds: places of the schedulers in `ROUTING_KINDS` and `SIZING_KINDS`, or -1 to ask; `fast_form`.
         options: their (params, state, params, state).
         record: keep a log of all events.
+        streaming: `trace` holds the first requests, others are fed later, and what has finished is drained;
+            `outcomes` then holds the machines' totals only.
     """
 
     def __init__(
@@ -40,9 +45,11 @@ class Simulation:
         kinds: tuple[int, int, int],
         options: tuple[NDArray[Any], ...],
         record: bool = False,
+        streaming: bool = False,
     ):
         self.cluster = cluster
-        self.outcomes = Outcomes.empty(trace, cluster.num_machines)
+        self._streaming = streaming
+        self.outcomes = Outcomes.empty(None if streaming else trace, cluster.num_machines)
         self._head = np.zeros(1, np.dtype((np.record, rec.HEAD)) if rec.IN_PYTHON else rec.HEAD)
         self.sim = self._head[0]
         self._kept: dict[str, NDArray[Any]] = {}
@@ -152,6 +159,21 @@ class Simulation:
         self._keep("reached", np.zeros(count, rec.SHORT))
 
     def _set_requests(self, trace: Trace) -> None:
+        count = len(trace)
+        if self._streaming:
+            rows = DRAINED_ROWS + self.cluster.config.batching.max_tasks
+            self._keep("outcomes", np.zeros(rows, rec.OUTCOME))
+            self._set(streaming=1, result_rows=rows)
+            self.feed(trace)
+        else:
+            self._set_outcomes(trace)
+        self._set_slots(min(FIRST_SLOTS, count + 1))
+        heap_rows = 8 * (int(self.sim["num_slots"]) + self.cluster.num_machines) + 1024
+        self._keep("heap", np.zeros(heap_rows, rec.EVENT))
+        self._set(heap_rows=heap_rows)
+
+    def _set_outcomes(self, trace: Trace) -> None:
+        """A place for what becomes of each request."""
         out, count = self.outcomes, len(trace)
         results = self._keep("outcomes", np.empty(count, rec.OUTCOME))
         for name in rec.RESULTS:
@@ -164,10 +186,6 @@ class Simulation:
         if trace.max_tokens is not None:
             self._keep("limits", np.ascontiguousarray(trace.max_tokens, np.int64))
         self._set(num_requests=count, unfinished=count)
-        self._set_slots(min(FIRST_SLOTS, count + 1))
-        heap_rows = 8 * (int(self.sim["num_slots"]) + self.cluster.num_machines) + 1024
-        self._keep("heap", np.zeros(heap_rows, rec.EVENT))
-        self._set(heap_rows=heap_rows)
 
     def _set_slots(self, size: int) -> None:
         """Slots for requests in flight; those that there are, if any, are all in use."""
@@ -234,15 +252,47 @@ class Simulation:
         old = self._kept[name]
         self.sim[size] = len(self._keep(name, np.concatenate([old, np.zeros_like(old)])))
 
+    def feed(self, trace: Trace | None) -> None:
+        """The next requests; None: there are no more. Those fed before have all come.
+
+        Raises:
+            TraceError: they come before those fed earlier.
+        """
+        if trace is None:
+            self._set(more=0)
+            return
+        arrivals = np.rint(trace.arrival_s * NS_PER_S).astype(np.int64)
+        before = self._kept.get("arrivals")
+        if before is not None and len(before) and len(arrivals) and arrivals[0] < before[-1]:
+            raise TraceError(
+                f"{trace.name}: its first request comes at {arrivals[0] / 1e9:g} s, before the last of the "
+                f"chunk above ({before[-1] / 1e9:g} s): give chunks in the order of time"
+            )
+        count, known = len(trace), int(self.sim["num_requests"])
+        columns = {"arrivals": arrivals, "prompts": trace.prompt_tokens, "outputs": trace.output_tokens}
+        if trace.max_tokens is not None:
+            columns["limits"] = trace.max_tokens
+        self._set(limits=0)
+        for name, column in columns.items():
+            self._keep(name, np.ascontiguousarray(column, np.int64))
+            self.sim[name] -= 8 * known  # compiled code counts from the very first request
+        self._set(num_requests=known + count, unfinished=int(self.sim["unfinished"]) + count, more=1)
+
+    def drain(self) -> NDArray[Any]:
+        """(K,) `OUTCOME` records of the requests that finished since the last call, in that order."""
+        count = int(self.sim["finished"]) - int(self.sim["drained"])
+        rows = self._kept["outcomes"][:count].copy()
+        self._set(drained=int(self.sim["finished"]))
+        return rows
+
     def request(self) -> RequestInfo:
         """The request of the pending routing decision."""
         job = self._kept["jobs"][self.sim["asked"]]
-        limits = self._kept.get("limits")
         return RequestInfo(
             request_id=int(job["request"]),
             arrival_ns=int(job["arrival_ns"]),
             prompt_tokens=int(job["prompt_tokens"]),
-            max_tokens=UNKNOWN if limits is None else int(limits[job["request"]]),
+            max_tokens=int(job["max_tokens"]),
             oracle_output_tokens=int(job["output_tokens"]) if self.cluster.config.oracle else UNKNOWN,
             attempt=int(job["attempt"]),
         )
@@ -255,9 +305,10 @@ class Simulation:
     def read(self, idle_watts: Ints) -> Outcomes:
         """Outcomes as of now."""
         out, machines, now = self.outcomes, self._kept["machines"], int(self.sim["now"])
-        publish_all(self.sim)
-        known = len(out.finish_order)
-        out.finish_order += self._kept["order"][known : self.sim["finished"]].tolist()
+        if not self._streaming:
+            publish_all(self.sim)
+            known = len(out.finish_order)
+            out.finish_order += self._kept["order"][known : self.sim["finished"]].tolist()
         out.end_ns = now
         for name in ("busy_ns", "prompt_busy_ns", "generated_tokens", "prompted_tokens"):
             getattr(out, name)[:] = machines[name]

@@ -11,7 +11,8 @@ QUEUED, PROMPT, SHIPPING, READY, RUNNING, ELSEWHERE = range(6)
 # ELSEWHERE: about to be routed again.
 
 # Why `advance` returned.
-DECIDE, DONE, GROW_JOBS, GROW_HEAP, GROW_TIMELINE, GROW_LOG = range(6)
+DECIDE, DONE, GROW_JOBS, GROW_HEAP, GROW_TIMELINE, GROW_LOG, FEED, DRAIN = range(8)
+# FEED: the requests that are known have all come. DRAIN: the place for finished ones is full.
 
 PAPER, VLLM = range(2)
 """Rules of batching."""
