@@ -90,8 +90,8 @@ def main() -> None:
     growth = (peak_bytes(cluster, long) - peak_bytes(cluster, short)) / (len(long) - len(short))
     recorded = row_bytes(cluster, short)
     report = Report("memory of one more completed request")
-    report.add("memory.simpy.bytes_per_request", [growth], "bytes")
-    report.add("memory.simpy.recorded_bytes_per_request", [recorded], "bytes")
+    report.add("memory.whole.bytes_per_request", [growth], "bytes")
+    report.add("memory.whole.recorded_bytes_per_request", [recorded], "bytes")
     for hours in map(int, options.hours.split(",")):
         child = subprocess.run(
             [sys.executable, __file__, "--streamed", str(hours)], check=True, capture_output=True, text=True

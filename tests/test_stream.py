@@ -16,10 +16,9 @@ from splitgym import cli, schedulers
 from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig, Fault, VllmBatchingConfig, parse_machines
 from splitgym.errors import ConfigError, TraceError
-from splitgym.evaluation import evaluate
 from splitgym.evaluation.contenders import FunctionScheduler
 from splitgym.evaluation.stream import simulate
-from splitgym.evaluation.workloads import parse
+from splitgym.metrics import request_table, summarise
 from splitgym.sim import make_engine
 from splitgym.sim.compiled import setup
 from splitgym.trace import Trace, blocks, load, poisson, save
@@ -116,13 +115,9 @@ def test_the_file_and_the_summary(tmp_path: Path) -> None:
     assert table.num_rows == len(TRACE) == found.requests == seen[-1]
     assert set(FIELDS) <= set(table.column_names)
     assert [p.name for p in tmp_path.iterdir()] == ["outcomes.parquet"]
-    load_ = parse("poisson:azure-conv-synth@12", duration_s=30.0, warmup_s=0.0, part="all")
-    assert load_.rate_per_s == 12.0
     engine = make_engine(cluster(), schedulers.routing("index"), schedulers.sizing("static"))
     engine.reset(TRACE)
     engine.run_until_decision()
-    from splitgym.metrics import request_table, summarise
-
     requests = request_table(engine.outcomes(), cluster().tables)
     metrics = summarise(
         requests,
@@ -217,7 +212,3 @@ def test_the_command(
     code, text, error = run()
     assert (code, text) == (2, "") and "--force" in error
     assert run("--force")[0] == 0
-    results = evaluate(
-        ["index"], cluster(), [parse("stamps:azure-conv-synth@x1", duration_s=5, warmup_s=0)], [0]
-    )
-    assert results.runs, "the same policy runs in an evaluation"
