@@ -186,7 +186,7 @@ class EvolutionConfig:
     """A generation; all its candidates run on the same ones."""
     tail_weight: float = Field(default=0.05, ge=0)
     """What the tail costs: goodput - tail_weight x tail is sought, see `agents.scenarios.tail`."""
-    hidden: int = Field(default=10, ge=0)
+    hidden: int = Field(default=16, ge=0)
     """ES: width of the network."""
     pairs: int = Field(default=16, ge=1)
     """ES: mirrored pairs of candidates."""

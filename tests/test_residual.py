@@ -41,7 +41,7 @@ FEW = settings(max_examples=100, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
 
 
-def random_weights(seed, hidden=10):
+def random_weights(seed, hidden=16):
     """A network that matters: outputs of the size of the index's own terms."""
     rng = np.random.default_rng(seed)
     weights = index_weights(hidden=hidden)
@@ -83,6 +83,7 @@ def written_out(view, request, weights):
     wait, k = p["wait_s"], view.running + view.inbound
     mean_wait = wait[prompts].mean() if prompts.any() else 0.0
     least = wait[prompts].min() if prompts.any() else 1e9
+    longest = wait[prompts].max() if prompts.any() else 0.0
     machine = [
         np.minimum(p["ttft"], 4) - 1,
         2 * np.clip(5 * p["ttft"] - 4, 0, 1) - 1,
@@ -97,6 +98,10 @@ def written_out(view, request, weights):
         4 * (p["prompt_time"] - 0.7),
         0.5 * p["harm_prompt"] - 0.5,
         2 * p["harm_token"] * 1.5,
+        np.log1p(wait) - np.log1p(longest),
+        np.minimum(view.prompt_requests, 32) / 8 - 0.3,
+        view.inbound / 8 - 0.3,
+        2 * np.minimum(p["memory_promised"], 2) - 0.6,
     ]
     all_prompts = request.prompt_tokens + (view.running_prompt_tokens + view.inbound_prompt_tokens).sum()
     mean_prompt = int(all_prompts) // (1 + int(k.sum()))
@@ -113,6 +118,10 @@ def written_out(view, request, weights):
         (p["tbt_split"][tokens] > 1).mean() - 0.2 if tokens.any() else -0.2,
         2 * (p["share"][tokens].mean() if tokens.any() else 0.0) - 1,
         math.log(o) - 5,
+        min(p["ttft"][prompts].min() if prompts.any() else 4.0, 4) - 1,
+        np.log1p(longest) - 0.6,
+        2 * min(p["memory_promised"][tokens].mean() if tokens.any() else 0.0, 2) - 0.6,
+        (k[tokens].mean() if tokens.any() else 0.0) / 32 - 0.5,
     ]
     features = np.column_stack([np.array(machine).T, np.tile(cluster, (m, 1))])
     sums = features @ parts["input_weights"].T + parts["input_bias"]
@@ -130,9 +139,9 @@ def test_features_and_network_are_those_written_down(view, request, seed):
     x = np.empty((m, NUM_PREDICTIONS))
     ref = predict(view, request, weights[0], x)
     shared, own = np.empty(CLUSTER_FEATURES), np.empty(MACHINE_FEATURES)
-    wait, least = cluster_features(view, request, ref, x, shared)
+    wait, least, longest = cluster_features(view, request, ref, x, shared)
     for i in range(m):
-        machine_features(view, x, i, wait, ln(1 + least), own)
+        machine_features(view, x, i, wait, ln(1 + least), ln(1 + longest), own)
         np.testing.assert_allclose(np.concatenate([own, shared]), features[i], rtol=1e-6, atol=2e-6)
     costs, silent = np.empty((2, 3, m))
     residual_costs(view, request, weights, costs)
@@ -224,7 +233,7 @@ def test_golden_costs():
     view.running[:] = (3, 0, 25, 14)
     view.running_context_tokens[:] = view.running * 1000
     parts = unpack(index_weights(hidden=2))
-    values = np.arange(44).reshape(2, 22) % 7 / 8 - 0.375
+    values = np.arange(60).reshape(2, 30) % 7 / 8 - 0.375
     parts["input_weights"][:] = values
     parts["output_weights"][:] = [[0.5, -0.25], [0.125, 1.0], [-1.0, 0.75]]
     costs = np.empty((3, 4))
@@ -257,7 +266,7 @@ def test_presets():
 
 
 GOLDEN = [
-    ["0x1.bed49f13853bap+0", "0x1.91d0a15b7843cp-2", "0x1.4fefa7965cd66p+0", "0x1.56bd9c9241fe0p-1"],
-    ["0x1.f5b83c534b1e6p+0", "0x1.49fdb69307c15p+0", "0x1.056319937748bp+2", "0x1.bfcd4abef8bc2p+0"],
-    ["0x1.843e65152a1f8p+0", "0x1.3fe0183ecff94p-2", "0x1.80a7fde2af680p+1", "0x1.75dabd166ff94p-1"],
+    ["0x1.2b549a98f2a71p+1", "0x1.baddfde4d188cp-1", "0x1.b9299cd43446ep+0", "0x1.2b64a1f92ff34p+0"],
+    ["0x1.5cc4914bbc875p-1", "-0x1.5bdeeae248084p-3", "0x1.6a8b1138189f5p+1", "0x1.5ace1e5adb2c8p-3"],
+    ["-0x1.5e549d790ce00p-8", "-0x1.00fbd69604196p+0", "0x1.dd445c4e20768p+0", "-0x1.57a0cbf4ea779p-1"],
 ]

@@ -1,6 +1,6 @@
 """The index with a tiny network added to its costs, and constants of its own: what evolution trains.
 
-Per machine, 13 features and 9 of the whole cluster go through one hidden layer to three numbers, which are
+Per machine, 17 features and 13 of the whole cluster go through one hidden layer to three numbers, which are
 added to A(p), B(t) for p != t and B(t) for p = t of the index (`splitgym.schedulers.index`). With zero output
 weights the decisions are the index's exactly. The best pair is found in O(M), like the index's.
 
@@ -33,6 +33,7 @@ from splitgym.schedulers.predict import (
     HARM_PROMPT,
     HARM_TOKEN,
     ITERATION,
+    MEMORY_PROMISED,
     MEMORY_USED,
     NUM_PREDICTIONS,
     PROMPT_TIME,
@@ -44,11 +45,11 @@ from splitgym.schedulers.predict import (
     predict,
 )
 
-MACHINE_FEATURES = 13
-CLUSTER_FEATURES = 9
+MACHINE_FEATURES = 17
+CLUSTER_FEATURES = 13
 FEATURES = MACHINE_FEATURES + CLUSTER_FEATURES
 OUTPUTS = 3
-HIDDEN = 10
+HIDDEN = 16
 
 NETWORK_AT = NUM_WEIGHTS + len(HINGES)
 """Where the network's weights begin: the index's w0 to w9 and its hinges come first."""
@@ -178,18 +179,21 @@ def cluster_features(view, request, ref, x, out):
         out: (CLUSTER_FEATURES,) float64, filled.
 
     Returns:
-        Mean and least wait for a prompt [s].
+        Mean, least and longest wait for a prompt [s].
 
     Means are over the machines allowed for the phase.
     """
     prompts = tokens = 0
-    wait = own = squares = late = iteration = slow = share = 0.0
-    least = np.inf
+    wait = own = squares = late = iteration = slow = share = promised = longest = 0.0
+    requests = 0
+    least = best = np.inf
     for m in range(view.machine_row.shape[0]):
         if view.prompt_allowed[m]:
             prompts += 1
             wait += x[m, WAIT_S]
             least = min(least, x[m, WAIT_S])
+            longest = max(longest, x[m, WAIT_S])
+            best = min(best, x[m, TTFT])
             own += x[m, PROMPT_TIME]
             squares += x[m, PROMPT_TIME] * x[m, PROMPT_TIME]
             late += x[m, TTFT] > 1.0
@@ -198,6 +202,8 @@ def cluster_features(view, request, ref, x, out):
             iteration += x[m, ITERATION]
             slow += x[m, TBT_SPLIT] > 1.0
             share += x[m, SHARE]
+            promised += x[m, MEMORY_PROMISED]
+            requests += view.running[m] + view.inbound[m]
     per_prompt, per_token = 1.0 / max(1, prompts), 1.0 / max(1, tokens)
     wait, own = wait * per_prompt, own * per_prompt
     out[0] = ln(1.0 + wait) - 0.3
@@ -209,18 +215,23 @@ def cluster_features(view, request, ref, x, out):
     out[6] = slow * per_token - 0.2
     out[7] = 2.0 * (share * per_token) - 1.0
     out[8] = ln(ref.mean_output_tokens) - 5.0
-    return wait, min(least, 1e9)
+    out[9] = min(best, 4.0) - 1.0
+    out[10] = ln(1.0 + longest) - 0.6
+    out[11] = 2.0 * min(promised * per_token, 2.0) - 0.6
+    out[12] = requests * per_token / 32.0 - 0.5
+    return wait, min(least, 1e9), longest
 
 
 @numba.njit(cache=True)
-def machine_features(view, x, m, wait, least_log, out):
+def machine_features(view, x, m, wait, least_log, longest_log, out):
     """Fill machine m's own features.
 
     Args:
         view: `ClusterView`.
         x: (M, NUM_PREDICTIONS) of `predict`.
         m: machine.
-        wait, least_log: mean wait over machines [s]; ln(1 + least wait).
+        wait: mean over machines [s].
+        least_log, longest_log: ln(1 + wait) of the least and of the longest wait.
         out: (at least MACHINE_FEATURES,) float64, filled.
     """
     own_wait = ln(1.0 + x[m, WAIT_S])
@@ -238,6 +249,10 @@ def machine_features(view, x, m, wait, least_log, out):
     out[10] = 4.0 * (x[m, PROMPT_TIME] - 0.7)
     out[11] = 0.5 * x[m, HARM_PROMPT] - 0.5
     out[12] = 2.0 * view.rules.tbt_slo * x[m, HARM_TOKEN]
+    out[13] = own_wait - longest_log
+    out[14] = min(view.prompt_requests[m], 32) / 8.0 - 0.3
+    out[15] = view.inbound[m] / 8.0 - 0.3
+    out[16] = 2.0 * min(x[m, MEMORY_PROMISED], 2.0) - 0.6
 
 
 @numba.njit(cache=True)
@@ -258,8 +273,8 @@ def add_network(view, request, ref, x, network, costs):
     shared = np.empty(CLUSTER_FEATURES)
     own = np.empty(MACHINE_FEATURES)
     sums = np.empty(hidden)
-    wait, least = cluster_features(view, request, ref, x, shared)
-    least_log = ln(1.0 + least)
+    wait, least, longest = cluster_features(view, request, ref, x, shared)
+    least_log, longest_log = ln(1.0 + least), ln(1.0 + longest)
     for h in range(hidden):
         total = network[bias_at + h]
         for i in range(CLUSTER_FEATURES):
@@ -268,7 +283,7 @@ def add_network(view, request, ref, x, network, costs):
     for m in range(view.machine_row.shape[0]):
         if not (view.prompt_allowed[m] or view.token_allowed[m]):
             continue
-        machine_features(view, x, m, wait, least_log, own)
+        machine_features(view, x, m, wait, least_log, longest_log, own)
         prompt, split, same = (
             network[output_bias_at],
             network[output_bias_at + 1],
