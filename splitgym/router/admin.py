@@ -13,9 +13,9 @@ from aiohttp import web
 from splitgym.config import make
 from splitgym.errors import SplitgymError
 from splitgym.router.access import Keys, same_host
+from splitgym.router.call import read_body, refusal
 from splitgym.router.config import ServerConfig, check_network
 from splitgym.router.decisions import Deciders
-from splitgym.router.handler import read_body
 from splitgym.router.metrics import CONTENT_TYPE
 from splitgym.router.parts import Parts
 from splitgym.router.pools import Pools
@@ -65,8 +65,6 @@ class Admin:
 
     @web.middleware
     async def _around(self, request: web.Request, handler: Respond) -> web.StreamResponse:
-        from splitgym.router.app import refusal
-
         try:
             if request.path != "/":  # the page itself holds nothing; it asks for the key
                 self._keys.check(request)

@@ -15,8 +15,9 @@ from yarl import URL
 from splitgym.errors import ConfigError, SplitgymError
 from splitgym.router.access import Door, Keys
 from splitgym.router.admin import Admin
+from splitgym.router.call import multi, read_body, refusal
 from splitgym.router.config import RouterConfig
-from splitgym.router.handler import Handler, read_body
+from splitgym.router.handler import Handler
 from splitgym.router.health import Watch
 from splitgym.router.parts import Parts
 from splitgym.router.pools import Pools
@@ -209,9 +210,7 @@ class Router:
         raise Refused(last.status, f"no server answered: {last.why}", "BadGateway")
 
     async def _relay(self, request: web.Request, answer: Any) -> web.StreamResponse:
-        from multidict import CIMultiDict
-
-        out = web.StreamResponse(status=answer.status, headers=CIMultiDict(forwarded(answer.headers)))
+        out = web.StreamResponse(status=answer.status, headers=multi(forwarded(answer.headers)))
         try:
             if answer.content_length is not None:
                 out.content_length = answer.content_length
@@ -231,18 +230,6 @@ class Router:
         self._next_other += 1
         turn = self._next_other % max(1, len(healthy))
         return healthy[turn:] + healthy[:turn]
-
-
-def refusal(refused: Refused) -> web.Response:
-    """An error object."""
-    headers = {}
-    if refused.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, round(refused.retry_after_s)))
-    if refused.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return web.Response(
-        status=refused.status, body=refused.body, headers=headers, content_type="application/json"
-    )
 
 
 def _tls(config: RouterConfig) -> ssl.SSLContext | None:

@@ -4,16 +4,15 @@ A try that fails before the first byte has gone to the client is repeated elsewh
 """
 
 import asyncio
-import json
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 from aiohttp import web
 
+from splitgym.router.call import REQUEST_ID, Call, check_event, multi, plain, read_body, read_usage, rename
 from splitgym.router.decisions import Choice
 from splitgym.router.health import describe_error
 from splitgym.router.parts import Parts
@@ -26,37 +25,12 @@ from splitgym.router.protocol import (
     prompt_body,
     token_body,
     transfer_params,
-    usage_of,
     wanted_tokens,
 )
 from splitgym.router.records import Attempt, Record
 from splitgym.router.servers import Server
 from splitgym.router.state import Flight
-from splitgym.router.upstream import NOT_ITS_FAULT, RETRIED_STATUS, Failed, Headers
-
-REQUEST_ID = "X-Request-Id"
-
-
-@dataclass(slots=True)
-class Call:
-    """One client's request on its way."""
-
-    request: web.Request
-    raw: bytes
-    body: dict[str, Any]
-    headers: Headers
-    path: str
-    record: Record
-    prompt_tokens: int
-    characters: int
-    start_s: float  # loop time
-    avoid: set[int] = field(default_factory=set)
-    answering: bool = False  # something has gone to the client
-
-    @property
-    def stream(self) -> bool:
-        """Did it ask for a stream?"""
-        return self.body.get("stream") is True
+from splitgym.router.upstream import NOT_ITS_FAULT, Failed
 
 
 class Handler:
@@ -130,7 +104,7 @@ class Handler:
                 break  # the failure says more than that nobody is left
             if number:
                 # The first one may still hold a cache under its name.
-                _rename(call, f"{call.record.request_id}-{number}")
+                rename(call, f"{call.record.request_id}-{number}")
             try:
                 return await self._attempt(call, choice)
             except Failed as failed:
@@ -144,7 +118,7 @@ class Handler:
         if last.answer is not None:
             status, headers, body = last.answer
             call.record.status, call.record.outcome = status, "server_error"
-            return _response(status, headers, body)
+            return plain(status, headers, body)
         kind = "GatewayTimeout" if last.status == 504 else "BadGateway"
         raise Refused(last.status, f"no server answered: {last.why}", kind)
 
@@ -212,7 +186,7 @@ class Handler:
         if status != 200:  # the request's own fault: any server would say so
             server.succeeded()
             call.record.status, call.record.outcome = status, "client_error"
-            return None, _response(status, answered, answer)
+            return None, plain(status, answered, answer)
         try:
             transfer, tokens = transfer_params(answer)
         except ValueError:
@@ -266,13 +240,13 @@ class Handler:
         record.status = response.status
         if response.status != 200:
             record.outcome = "client_error"
-            return _response(response.status, headers, answer)
+            return plain(response.status, headers, answer)
         server.served += 1
-        prompt, output = _usage(answer)
+        prompt, output = read_usage(answer)
         attempt.first_byte_s = self._since(call)
         self._learn(call, prompt)
         self._complete(call, flight, output or 1)
-        return _response(response.status, headers, answer)
+        return plain(response.status, headers, answer)
 
     async def _pass_on(
         self,
@@ -322,7 +296,7 @@ class Handler:
 
     async def _begin(self, call: Call, upstream: aiohttp.ClientResponse) -> web.StreamResponse:
         """The headers, to the client."""
-        out = web.StreamResponse(status=upstream.status, headers=_multi(forwarded(upstream.headers)))
+        out = web.StreamResponse(status=upstream.status, headers=multi(forwarded(upstream.headers)))
         call.answering = True
         await out.prepare(call.request)
         return out
@@ -385,67 +359,3 @@ class Handler:
     def _by(self, call: Call, seconds: float) -> float:
         """Loop time in so many seconds, or when the request's time is over."""
         return min(asyncio.get_running_loop().time() + seconds, call.start_s + self._limits.total_s)
-
-
-def check_event(server: Server, piece: bytes) -> None:
-    """Refuse a stream that begins with something that is no part of an answer.
-
-    Raises:
-        Failed: its first event is an error, or no JSON.
-    """
-    for event in piece.split(b"\n\n", 1)[0].splitlines():
-        if event.startswith(b"data:") and event[5:].strip() != b"[DONE]":
-            try:
-                found = json.loads(event[5:])
-            except (ValueError, RecursionError):
-                raise Failed(server, "its stream begins with no JSON") from None
-            if isinstance(found, dict) and "error" in found and "choices" not in found:
-                raise Failed(server, "its stream begins with an error", 500)
-
-
-async def read_body(request: web.Request, limit: int, seconds: float = 30.0) -> bytes:
-    """The whole body of a request.
-
-    Raises:
-        Refused: 413 where it is too large, 408 where it does not come.
-    """
-    too_large = Refused(413, f"the body is larger than {limit} bytes", "RequestEntityTooLarge")
-    if (request.content_length or 0) > limit:
-        raise too_large
-    pieces, size = [], 0
-    try:
-        async with asyncio.timeout(seconds):
-            async for piece in request.content.iter_any():
-                size += len(piece)
-                if size > limit:
-                    raise too_large
-                pieces.append(piece)
-    except TimeoutError:
-        raise Refused(408, "the body did not come in time", "RequestTimeout") from None
-    return b"".join(pieces)
-
-
-def _usage(answer: bytes) -> tuple[int | None, int | None]:
-    try:
-        return usage_of(json.loads(answer))
-    except ValueError:
-        return None, None
-
-
-def _rename(call: Call, request_id: str) -> None:
-    """Another X-Request-Id."""
-    kept = [(k, v) for k, v in call.headers if k.lower() != REQUEST_ID.lower()]
-    call.headers = [*kept, (REQUEST_ID, request_id)]
-
-
-def _multi(headers: Headers) -> Any:
-    from multidict import CIMultiDict
-
-    return CIMultiDict(headers)
-
-
-def _response(status: int, headers: Headers, body: bytes) -> web.Response:
-    return web.Response(status=status, headers=_multi(headers), body=body)
-
-
-__all__ = ["RETRIED_STATUS", "Handler", "read_body"]

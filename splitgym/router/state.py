@@ -11,13 +11,12 @@ With `infer=False` somebody tells: a replay of the simulator, whose views must t
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from enum import IntEnum
 
 import numpy as np
 
 from splitgym.cluster import Cluster
 from splitgym.profile.tables import mixed_time_ns, prompt_time_ns, token_time_ns
+from splitgym.router.flights import Counters, Flight, Phase
 from splitgym.types import NS_PER_S, Pool
 from splitgym.view import (
     ARRIVED_PROMPT_TOKENS,
@@ -28,68 +27,6 @@ from splitgym.view import (
     SHARE_TIME_CONSTANT_NS,
     ClusterView,
 )
-
-
-class Phase(IntEnum):
-    """Where an attempt is."""
-
-    NEW = 0
-    QUEUED = 1  # sent to the prompt server, not started as far as can be told
-    PROMPT = 2  # in a prompt iteration
-    SHIPPING = 3  # prompt answered, cache on its way
-    RUNNING = 4  # tokens come
-    OVER = 5
-
-
-@dataclass(eq=False, slots=True)
-class Flight:
-    """One attempt to serve one request.
-
-    Args:
-        prompt_tokens: as known or estimated.
-        prompt_machine, token_machine: servers by index.
-    """
-
-    prompt_tokens: int
-    prompt_machine: int
-    token_machine: int
-    phase: Phase = Phase.NEW
-    generated: int = 0
-    alone_ns: int = 0
-    at_source: bool = False  # its prompt's cache is counted at the prompt server
-    at_target: bool = False  # its cache is counted at the token server
-    shipping: bool = False  # counted as a transfer in flight
-
-    @property
-    def split(self) -> bool:
-        """Two servers."""
-        return self.prompt_machine != self.token_machine
-
-
-@dataclass(eq=False, slots=True)
-class _Machine:
-    """Counters of one server. All memory is in KV tokens."""
-
-    queue: dict[Flight, None] = field(default_factory=dict)
-    queued_tokens: int = 0
-    queued_ns: int = 0
-    prompts: dict[Flight, None] = field(default_factory=dict)  # in the iteration in progress
-    iteration_tokens: int = 0
-    iteration_prompts: int = 0
-    start_ns: int = 0
-    end_ns: int = 0  # predicted; 0 when idle
-    decodes: dict[Flight, None] = field(default_factory=dict)
-    context: int = 0
-    context_prompts: int = 0
-    inbound: dict[Flight, None] = field(default_factory=dict)
-    inbound_tokens: int = 0
-    transfers: int = 0
-    used: int = 0
-    correction: int = 0  # what the server's own report adds to `used`
-    share: float = 0.0
-    share_at_ns: int = 0
-    up: bool = True
-    home: Pool = Pool.MIXED
 
 
 class RouterState:
@@ -111,7 +48,7 @@ class RouterState:
         self._confine = cluster.config.confine if confine is None else confine
         self._infer = infer
         self._rows = self.view.machine_row.tolist()
-        self._machines = [_Machine(home=Pool(home)) for home in cluster.home_pools.tolist()]
+        self._machines = [Counters(home=Pool(home)) for home in cluster.home_pools.tolist()]
         self._dirty = set(range(len(self._machines)))
         self._rules = self.view.rules
 
@@ -187,7 +124,7 @@ class RouterState:
         if flight.split and flight.at_source:
             source.used -= flight.prompt_tokens + 1
             flight.at_source = False
-        self._unexpect(flight)
+        target.unexpect(flight)
         flight.at_source = False
         flight.at_target = True  # of an unsplit request, what its prompt took
         flight.phase = Phase.RUNNING
@@ -250,10 +187,10 @@ class RouterState:
         p, t = flight.prompt_machine, flight.token_machine
         source, target = self._machines[p], self._machines[t]
         if flight.phase is Phase.QUEUED:
-            self._leave_queue(source, flight)
+            source.leave_queue(flight)
         was_in_iteration = source.prompts.pop(flight, flight) is None
         self.transfer_ended(flight)
-        self._unexpect(flight)
+        target.unexpect(flight)
         if flight in target.decodes:
             del target.decodes[flight]
             target.context -= flight.prompt_tokens + flight.generated
@@ -304,7 +241,7 @@ class RouterState:
     def _start(self, m: int, flight: Flight) -> None:
         """A prompt leaves the queue and joins the iteration."""
         machine = self._machines[m]
-        self._leave_queue(machine, flight)
+        machine.leave_queue(flight)
         if not machine.prompts and not machine.iteration_prompts and self._infer:
             machine.start_ns = self._clock()
         machine.prompts[flight] = None
@@ -347,16 +284,6 @@ class RouterState:
             took = token_time_ns(self.view.tables, self._rows[m], batch, machine.context)
             machine.end_ns = self._clock() + int(took)
         self._dirty.add(m)
-
-    def _leave_queue(self, machine: _Machine, flight: Flight) -> None:
-        if machine.queue.pop(flight, flight) is None:
-            machine.queued_tokens -= flight.prompt_tokens
-            machine.queued_ns -= flight.alone_ns
-
-    def _unexpect(self, flight: Flight) -> None:
-        target = self._machines[flight.token_machine]
-        if target.inbound.pop(flight, flight) is None:
-            target.inbound_tokens -= flight.prompt_tokens
 
     # ---- servers ------------------------------------------------------------------------------------------
 
@@ -419,7 +346,7 @@ class RouterState:
     def adopt(self, cluster: Cluster, view: ClusterView) -> None:
         """Go on with what `grown` made."""
         homes = cluster.home_pools.tolist()[len(self._machines) :]
-        self._machines += [_Machine(home=Pool(home), up=False) for home in homes]
+        self._machines += [Counters(home=Pool(home), up=False) for home in homes]
         self.cluster, self.view, self._rules = cluster, view, view.rules
         self._rows = view.machine_row.tolist()
         self._dirty = set(range(len(self._machines)))
@@ -431,7 +358,7 @@ class RouterState:
         self.view.clock[0] = self._clock()
         if self._dirty:
             for m in self._dirty:
-                self._write(m)
+                self._machines[m].write(self.view, m)
             self._dirty.clear()
             self._allow()
         return self.view
@@ -440,31 +367,6 @@ class RouterState:
     def can_route(self) -> bool:
         """Is any server up? As of the last `refresh`."""
         return bool(self.view.available.any())
-
-    def _write(self, m: int) -> None:
-        view, machine = self.view, self._machines[m]
-        pool = machine.home
-        prompt_work = bool(machine.queue) or machine.iteration_prompts > 0
-        token_work = bool(machine.decodes or machine.inbound)
-        if (pool is Pool.PROMPT and token_work) or (pool is Pool.TOKEN and prompt_work):
-            pool = Pool.MIXED
-        view.available[m] = machine.up
-        view.home_pool[m] = machine.home
-        view.pool[m] = pool
-        view.prompt_requests[m] = len(machine.queue)
-        view.prompt_tokens[m] = machine.queued_tokens + machine.iteration_tokens
-        view.prompt_queue_ns[m] = machine.queued_ns
-        view.iteration_end_ns[m] = machine.end_ns
-        view.iteration_prompts[m] = machine.iteration_prompts
-        view.prompt_share[m] = machine.share
-        view.prompt_share_at_ns[m] = machine.share_at_ns
-        view.running[m] = len(machine.decodes)
-        view.running_context_tokens[m] = machine.context
-        view.running_prompt_tokens[m] = machine.context_prompts
-        view.inbound[m] = len(machine.inbound)
-        view.inbound_prompt_tokens[m] = machine.inbound_tokens
-        view.transfers[m] = machine.transfers
-        view.kv_used_tokens[m] = max(0, machine.used + machine.correction)
 
     def _allow(self) -> None:
         """As the simulator: confinement is lifted for a phase that it would leave without a server."""
@@ -476,3 +378,6 @@ class RouterState:
                 own = view.available * (view.pool != other)
                 if own.any():
                     np.copyto(flags, own)
+
+
+__all__ = ["Flight", "Phase", "RouterState"]
