@@ -21,6 +21,17 @@ REMOTE_DECODE = {
     "remote_port": None,
 }
 
+PARAMS = {
+    "do_remote_prefill": True,
+    "do_remote_decode": False,
+    "remote_engine_id": "gone",
+    "remote_request_id": "gone",
+    "remote_block_ids": [[1]],
+    "remote_host": "127.0.0.1",
+    "remote_port": 9,
+}
+"""A cache that is nowhere."""
+
 
 class Client:
     """Asks one server."""

@@ -8,6 +8,7 @@ import http.client
 import json
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -149,8 +150,6 @@ _REFUSALS = [
     _chat("chat top_logprobs negative", logprobs=True, top_logprobs=-1),
     _chat("chat top_logprobs many", logprobs=True, top_logprobs=50),
     _chat("chat max_tokens 0", max_tokens=0),
-    _chat("chat tools automatic", tools=[_TOOL], tool_choice="auto"),
-    _chat("chat tools default", tools=[_TOOL]),
     _chat("chat tool choice without tools", tool_choice="auto"),
     _chat("chat tools none", tools=[_TOOL], tool_choice="none"),
 ]
@@ -237,6 +236,12 @@ def metrics_of(url: str) -> dict[str, list[str]]:
             keys = [part.split("=")[0] for part in labels.split("}")[0].split('",') if part]
             found[name] = sorted(keys)
     return dict(sorted(found.items()))
+
+
+def recorded() -> dict[str, Any]:
+    """What a real vLLM server answered."""
+    found: dict[str, Any] = json.loads(Path(__file__).with_name("vllm").joinpath("recorded.json").read_text())
+    return found
 
 
 def record(url: str) -> dict[str, Any]:

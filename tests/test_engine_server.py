@@ -17,7 +17,7 @@ import engine_probes
 import numpy as np
 import openai
 import pytest
-from engine_help import REMOTE_DECODE, Client, engines, in_thread, is_idle, play, text_of, until
+from engine_help import PARAMS, REMOTE_DECODE, Client, engines, in_thread, is_idle, play, text_of, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import MS, Fixed, Moves, tiny_cluster, tiny_profile
@@ -30,7 +30,7 @@ from splitgym.sim.live import Kind
 from splitgym.sim.simpy_engine import simpy_engine
 from splitgym.trace import Trace
 
-RECORDED = json.loads(Path(__file__).with_name("vllm").joinpath("recorded.json").read_text())
+RECORDED = engine_probes.recorded()
 WORDS = "the quick brown fox jumps over the lazy dog"
 
 
@@ -53,6 +53,12 @@ def test_refusals_say_what_vllm_says(answers):
         return {name: re.sub(r"\d+", "#", text) for name, text in messages.items()}
 
     assert without_numbers(answers["messages"]) == without_numbers(RECORDED["messages"])
+
+
+def test_tools_are_refused_as_by_a_server_without_a_tool_parser():
+    tool = {"type": "function", "function": {"name": "f"}}
+    with pytest.raises(Refusal, match='"auto" tool choice requires --enable-auto-tool-choice'):
+        chat_body({"messages": [{"role": "user", "content": "a"}], "tools": [tool]})
 
 
 def test_metrics_have_vllms_names_and_labels(answers):
@@ -309,17 +315,6 @@ def test_a_lease_is_kept_while_the_cache_waits_and_runs_out_otherwise():
             assert await one.metric("vllm:nixl_num_kv_expired_reqs_total") == 1
 
     play(scenario)
-
-
-PARAMS = {
-    "do_remote_prefill": True,
-    "do_remote_decode": False,
-    "remote_engine_id": "gone",
-    "remote_request_id": "gone",
-    "remote_block_ids": [[1]],
-    "remote_host": "127.0.0.1",
-    "remote_port": 9,
-}
 
 
 @pytest.mark.parametrize(

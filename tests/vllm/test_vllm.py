@@ -1,0 +1,238 @@
+"""Two real vLLM servers: what the simulated engine imitates, and splitting requests between them.
+
+Until the router is here, `stand_in.py` takes its place: tests that go through it are about a split across
+real servers, not about a router.
+"""
+
+import asyncio
+import contextlib
+import re
+
+import aiohttp
+import engine_probes
+import openai
+import pytest
+from engine_help import PARAMS, Client, engines, text_of
+from stand_in import REMOTE_DECODE, StandIn
+from vllm_server import VllmServer, make_model
+
+RECORDED = engine_probes.recorded()
+PROMPT = "how many tokens does this sentence have and a request is routed to a prompt server " * 9
+BODY = {"model": "tiny", "prompt": PROMPT, "max_tokens": 24, "temperature": 0, "ignore_eos": True}
+CHAT = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": PROMPT}],
+    "max_tokens": 24,
+    "temperature": 0,
+}
+
+
+def play(servers, scenario):
+    """Run `scenario(router, clients of the servers)`; the router is a stand-in (see above)."""
+
+    async def whole():
+        async with (
+            StandIn(servers[0].url, servers[1].url).serving() as router,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as session,
+        ):
+            await scenario(router, [Client(session, s.url) for s in servers])
+
+    asyncio.run(whole())
+
+
+def chat_text_of(events):
+    return "".join(c["delta"]["content"] for e in events if e != "[DONE]" for c in e["choices"])
+
+
+# ---- what the simulated engine imitates -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def answers(vllm_servers):
+    return engine_probes.record(vllm_servers[0].url)
+
+
+@pytest.mark.parametrize("name", [probe.name for probe in engine_probes.PROBES])
+def test_what_was_recorded_still_holds(answers, name):
+    assert answers["shapes"][name] == RECORDED["shapes"][name]
+    assert answers["messages"].get(name) == RECORDED["messages"].get(name)
+
+
+def test_the_recorded_metrics_are_there(answers):
+    assert answers["version"] == RECORDED["version"]
+    assert answers["metrics"] == RECORDED["metrics"]
+
+
+def test_a_cache_that_cannot_be_pulled(vllm_servers):
+    """The simulated engine's `kv_load_failure_policy: fail` says the same."""
+
+    async def ask(client, prompt):
+        body = {**BODY, "prompt": prompt, "kv_transfer_params": PARAMS}
+        return await client.ask(**body), await client.stream(**body)
+
+    async def scenario(router, clients):
+        async with engines(kv_load_failure_policy="fail", served_model_name="tiny") as (_, (simulated,)):
+            wanted = await ask(simulated, "a cache that is nowhere")
+            assert await ask(clients[1], "a cache that is nowhere") == wanted
+
+    play(vllm_servers, scenario)
+
+
+# ---- split requests ---------------------------------------------------------------------------------------
+
+
+def test_a_split_request_gives_the_text_of_a_whole_one(vllm_servers):
+    async def scenario(router, clients):
+        prompt, token = clients
+        through = Client(prompt.session, router.url)
+        source = {"source": "external_kv_transfer"}
+        before = await token.metric("vllm:prompt_tokens_by_source_total", **source)
+        whole = await prompt.post(**BODY)
+        split = await through.post(**BODY)
+        assert split["choices"][0]["text"] == whole["choices"][0]["text"]
+        assert split["usage"] == whole["usage"]
+        after = await token.metric("vllm:prompt_tokens_by_source_total", **source)
+        assert after - before == whole["usage"]["prompt_tokens"]
+        other = {**BODY, "prompt": "so " + PROMPT}
+        whole = await prompt.post(**other)
+        assert text_of(await through.stream(**other)) == whole["choices"][0]["text"]
+        path = "/v1/chat/completions"
+        whole_chat = await prompt.post(path, **CHAT)
+        text = whole_chat["choices"][0]["message"]["content"]
+        assert (await through.post(path, **CHAT))["choices"][0]["message"]["content"] == text
+        assert chat_text_of(await through.stream(path, **CHAT)) == text
+        assert router.retries == 0
+
+    play(vllm_servers, scenario)
+
+
+def test_a_pulled_cache_is_freed(vllm_servers):
+    async def scenario(router, clients):
+        prompt, token = clients
+        body = {**BODY, "prompt": "freed " + PROMPT}
+        first = await prompt.post(**{**body, "max_tokens": 1, "kv_transfer_params": REMOTE_DECODE})
+        held = await prompt.metric("vllm:kv_cache_usage_perc")
+        assert held > 0
+        await token.post(**body, kv_transfer_params=first["kv_transfer_params"])
+        async with asyncio.timeout(10):
+            while await prompt.metric("vllm:kv_cache_usage_perc") >= held:
+                await prompt.post(**{**BODY, "prompt": "a", "max_tokens": 1})
+
+    play(vllm_servers, scenario)
+
+
+def test_roles_flip_under_load(vllm_servers):
+    async def scenario(router, clients):
+        through = Client(clients[0].session, router.url)
+        bodies = [{**BODY, "prompt": f"{number} {PROMPT}", "max_tokens": 60} for number in range(24)]
+        wanted = [(await clients[0].post(**body))["choices"][0]["text"] for body in bodies]
+
+        async def one(number):
+            await asyncio.sleep(0.05 * number)
+            if number % 2:
+                return text_of(await through.stream(**bodies[number]))
+            return (await through.post(**bodies[number]))["choices"][0]["text"]
+
+        async def flips():
+            while True:
+                await asyncio.sleep(0.2)
+                router.flip()
+
+        turning = asyncio.create_task(flips())
+        try:
+            assert await asyncio.gather(*map(one, range(len(bodies)))) == wanted
+        finally:
+            turning.cancel()
+            await asyncio.gather(turning, return_exceptions=True)
+        assert router.retries == 0
+
+    play(vllm_servers, scenario)
+
+
+def test_the_openai_client_works(vllm_servers):
+    async def scenario(router, clients):
+        async with openai.AsyncOpenAI(base_url=router.url + "/v1", api_key="x") as api:
+            done = await api.completions.create(
+                model="tiny", prompt=PROMPT, n=2, seed=1, max_tokens=6, logprobs=1, temperature=1
+            )
+            assert len(done.choices) == 2 and done.usage.completion_tokens == 12
+            assert all(len(choice.logprobs.tokens) == 6 for choice in done.choices)
+            stream = await api.chat.completions.create(
+                model="tiny",
+                messages=CHAT["messages"],
+                max_completion_tokens=5,
+                stream=True,
+                stream_options={"include_usage": True},
+                extra_body={"ignore_eos": True},
+            )
+            chunks = [chunk async for chunk in stream]
+            assert chunks[-1].usage.completion_tokens == 5
+            whole = await api.completions.create(model="tiny", prompt=PROMPT, max_tokens=30, temperature=0)
+            text = whole.choices[0].text
+            assert len(text) >= 8, "the random weights say too little for a stop string"
+            stop = text[4:7]
+            cut = await api.completions.create(
+                model="tiny", prompt=PROMPT, max_tokens=30, temperature=0, stop=[stop]
+            )
+            assert cut.choices[0].text == text[: text.index(stop)]
+            assert cut.choices[0].finish_reason == "stop"
+
+    play(vllm_servers, scenario)
+
+
+def test_a_killed_server_loses_no_request_without_a_first_byte(vllm_servers):
+    """It ends one of the servers."""
+
+    async def scenario(router, clients):
+        through = Client(clients[0].session, router.url)
+        bodies = [{**BODY, "prompt": f"kill {number} {PROMPT}", "max_tokens": 400} for number in range(12)]
+        wanted = [(await clients[0].post(**body))["choices"][0]["text"] for body in bodies]
+
+        async def streamed(number):
+            with contextlib.suppress(aiohttp.ClientError):
+                return await through.stream(**bodies[number])
+
+        begun = [asyncio.create_task(streamed(number)) for number in range(2)]
+        waiting = [asyncio.create_task(through.post(**body)) for body in bodies]
+        running = re.compile(r"vllm:num_requests_running\S* [1-9]")
+        async with asyncio.timeout(30):
+            while not running.search(await clients[1].get("/metrics")):
+                await asyncio.sleep(0.01)
+        vllm_servers[1].kill()
+        answers = await asyncio.gather(*waiting)
+        assert [answer["choices"][0]["text"] for answer in answers] == wanted
+        assert router.retries > 0
+        await asyncio.gather(*begun)
+
+    play(vllm_servers, scenario)
+
+
+def test_tool_calls_come_through(vllm_servers, tmp_path):
+    """After the last test for two servers: with a tool parser, which changes how chats are streamed."""
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
+    tool = {"type": "function", "function": {"name": "pick", "parameters": schema}}
+
+    async def scenario(router, clients):
+        async with openai.AsyncOpenAI(base_url=router.url + "/v1", api_key="x") as api:
+            chat = await api.chat.completions.create(
+                model="tiny",
+                messages=[{"role": "user", "content": "pick one"}],
+                tools=[tool],
+                tool_choice={"type": "function", "function": {"name": "pick"}},
+                max_completion_tokens=60,
+                temperature=0,
+            )
+            (call,) = chat.choices[0].message.tool_calls
+            assert call.function.name == "pick"
+            # Random weights may fill the rest of the limit with white space, so it need not be whole.
+            assert re.match(r'\s*\{\s*"n"\s*:\s*[12]', call.function.arguments)
+
+    for server in vllm_servers:
+        server.stop()
+    options = ["--enable-auto-tool-choice", "--tool-call-parser", "pythonic"]
+    server = VllmServer(make_model(tmp_path / "model"), tmp_path / "log", *options)
+    try:
+        server.wait()
+        play([server, server], scenario)
+    finally:
+        server.stop()
