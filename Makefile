@@ -19,7 +19,7 @@ demo: $(STAMP)
 test: lint wheel-check
 	$(BIN)/python -m pytest -n 2
 
-# Two real vLLM servers on the CPU: 4 GiB of downloads once, about 3 GiB of memory and 2 minutes a run.
+# Two real vLLM servers on the CPU: 4 GB on disk once, 2.1 GB of memory, about 90 s of CPU a run.
 test-vllm: $(STAMP) $(VLLM_STAMP)
 	SPLITGYM_TEST_VLLM=1 SPLITGYM_VLLM_PYTHON=$(abspath $(VLLM_BIN)/python) $(BIN)/python -m pytest tests/vllm
 
@@ -53,4 +53,4 @@ bench: $(STAMP)
 	for script in $(filter-out benchmarks/harness.py benchmarks/designs%.py benchmarks/routing.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

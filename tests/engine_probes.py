@@ -189,7 +189,7 @@ def ask(url: str, probe: Probe) -> Answer:
     """Send a probe to `http://HOST:PORT`."""
     content = probe.body if isinstance(probe.body, bytes) else json.dumps(probe.body).encode()
     headers = {"Content-Type": "application/json", **probe.headers}
-    there = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+    there = http.client.HTTPConnection(urlsplit(url).netloc, timeout=300)
     try:
         if probe.method == "GET":
             there.request("GET", probe.path)

@@ -1,20 +1,20 @@
-"""Two real vLLM servers: what the simulated engine imitates, and splitting requests between them.
-
-Until the router is here, `stand_in.py` takes its place: tests that go through it are about a split across
-real servers, not about a router.
-"""
+"""Two real vLLM servers: what the simulated engine imitates, and the router in front of them."""
 
 import asyncio
 import contextlib
+import json
 import re
+from types import SimpleNamespace
 
 import aiohttp
 import engine_probes
 import openai
 import pytest
-from engine_help import PARAMS, Client, engines, text_of
-from stand_in import REMOTE_DECODE, StandIn
+from engine_help import PARAMS, REMOTE_DECODE, Client, engines, text_of
 from vllm_server import VllmServer, make_model
+
+from splitgym.types import Pool
+from tests.fake_vllm import routed
 
 RECORDED = engine_probes.recorded()
 PROMPT = "how many tokens does this sentence have and a request is routed to a prompt server " * 9
@@ -27,17 +27,22 @@ CHAT = {
 }
 
 
-def play(servers, scenario):
-    """Run `scenario(router, clients of the servers)`; the router is a stand-in (see above)."""
+def play(servers, scenario, shape="PT", **over):
+    """Run `scenario(client of the router, clients of the servers)`; returns the log's requests."""
+    log = servers[0].log.with_name("decisions.jsonl")
+    log.unlink(missing_ok=True)
+    named = [SimpleNamespace(name="ab"[i], url=server.url) for i, server in enumerate(servers)]
 
     async def whole():
         async with (
-            StandIn(servers[0].url, servers[1].url).serving() as router,
+            routed(named, shape, log={"path": str(log)}, **over) as router,
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as session,
         ):
-            await scenario(router, [Client(session, s.url) for s in servers])
+            await scenario(router, [Client(session, server.url) for server in servers])
 
     asyncio.run(whole())
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return [line for line in lines if line["event"] == "request"]
 
 
 def chat_text_of(events):
@@ -101,9 +106,11 @@ def test_a_split_request_gives_the_text_of_a_whole_one(vllm_servers):
         text = whole_chat["choices"][0]["message"]["content"]
         assert (await through.post(path, **CHAT))["choices"][0]["message"]["content"] == text
         assert chat_text_of(await through.stream(path, **CHAT)) == text
-        assert router.retries == 0
 
-    play(vllm_servers, scenario)
+    log = play(vllm_servers, scenario)
+    assert [[(a["prompt_server"], a["token_server"]) for a in r["attempts"]] for r in log] == [
+        [("a", "b")]
+    ] * 4
 
 
 def test_a_pulled_cache_is_freed(vllm_servers):
@@ -134,9 +141,12 @@ def test_roles_flip_under_load(vllm_servers):
             return (await through.post(**bodies[number]))["choices"][0]["text"]
 
         async def flips():
+            pools, state = router.router.pools, router.router.parts.state
             while True:
                 await asyncio.sleep(0.2)
-                router.flip()
+                for server in router.router.parts.servers:
+                    to = Pool.TOKEN if state.home(server.index) is Pool.PROMPT else Pool.PROMPT
+                    await pools.move(server, to, "test")
 
         turning = asyncio.create_task(flips())
         try:
@@ -144,9 +154,11 @@ def test_roles_flip_under_load(vllm_servers):
         finally:
             turning.cancel()
             await asyncio.gather(turning, return_exceptions=True)
-        assert router.retries == 0
 
-    play(vllm_servers, scenario)
+    log = play(vllm_servers, scenario, pools={"min_machines": 0})
+    assert all(len(request["attempts"]) == 1 for request in log)
+    ways = {(r["attempts"][0]["prompt_server"], r["attempts"][0]["token_server"]) for r in log}
+    assert {("a", "b"), ("b", "a")} <= ways
 
 
 def test_the_openai_client_works(vllm_servers):
@@ -201,10 +213,10 @@ def test_a_killed_server_loses_no_request_without_a_first_byte(vllm_servers):
         vllm_servers[1].kill()
         answers = await asyncio.gather(*waiting)
         assert [answer["choices"][0]["text"] for answer in answers] == wanted
-        assert router.retries > 0
         await asyncio.gather(*begun)
 
-    play(vllm_servers, scenario)
+    log = play(vllm_servers, scenario, limits={"attempts": 4})
+    assert any(len(request["attempts"]) > 1 for request in log)
 
 
 def test_tool_calls_come_through(vllm_servers, tmp_path):
@@ -212,20 +224,23 @@ def test_tool_calls_come_through(vllm_servers, tmp_path):
     schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
     tool = {"type": "function", "function": {"name": "pick", "parameters": schema}}
 
-    async def scenario(router, clients):
-        async with openai.AsyncOpenAI(base_url=router.url + "/v1", api_key="x") as api:
+    async def call(url):
+        async with openai.AsyncOpenAI(base_url=url + "/v1", api_key="x") as api:
             chat = await api.chat.completions.create(
                 model="tiny",
                 messages=[{"role": "user", "content": "pick one"}],
                 tools=[tool],
                 tool_choice={"type": "function", "function": {"name": "pick"}},
-                max_completion_tokens=60,
+                max_completion_tokens=30,
                 temperature=0,
             )
-            (call,) = chat.choices[0].message.tool_calls
-            assert call.function.name == "pick"
-            # Random weights may fill the rest of the limit with white space, so it need not be whole.
-            assert re.match(r'\s*\{\s*"n"\s*:\s*[12]', call.function.arguments)
+            (found,) = chat.choices[0].message.tool_calls
+            return found.function
+
+    async def scenario(router, clients):
+        through = await call(router.url)
+        assert through.name == "pick" and through.arguments.startswith("{")
+        assert through == await call(clients[0].url)
 
     for server in vllm_servers:
         server.stop()
@@ -233,6 +248,6 @@ def test_tool_calls_come_through(vllm_servers, tmp_path):
     server = VllmServer(make_model(tmp_path / "model"), tmp_path / "log", *options)
     try:
         server.wait()
-        play([server, server], scenario)
+        play([server], scenario, "M")
     finally:
         server.stop()
