@@ -8,10 +8,10 @@ is linear in the context, so the sum over the output has a closed form.
 The scalar functions are compiled: engines, schedulers and observations call them, so all agree.
 """
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from splitgym.compile_cache import numba
 from splitgym.profile.tables import TICK_BITS, ProfileTables, prompt_time_ns
 
 Ints = NDArray[np.int64]

@@ -25,7 +25,7 @@ ROOMS = (
     ("slo", "metrics"),
     ("trace", "profile"),
     ("scale",),
-    ("config", "types", "errors", "resources"),
+    ("config", "types", "errors", "resources", "compile_cache"),
 )
 """Top to bottom. What stands on one line is one room."""
 

@@ -1,8 +1,8 @@
 """The observation's arithmetic: one compiled pass over a view. Columns stand in the order of `features`."""
 
-import numba
 import numpy as np
 
+from splitgym.compile_cache import numba
 from splitgym.profile.tables import prompt_time_ns, token_time_ns
 from splitgym.schedulers import predict
 from splitgym.slo import reference_ttft_ns

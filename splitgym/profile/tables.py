@@ -10,9 +10,10 @@ little longer than the one before (the context grows).
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from splitgym.compile_cache import numba
 
 TICK_BITS = 16
 """A nanosecond is 2**TICK_BITS ticks."""

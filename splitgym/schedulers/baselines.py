@@ -6,10 +6,10 @@ same rule. The split ones use machines at home in the pool of the phase, and mix
 none of those is left.
 """
 
-import numba
 import numpy as np
 from pydantic.dataclasses import dataclass
 
+from splitgym.compile_cache import numba
 from splitgym.config import STRICT
 from splitgym.schedulers.builtin import CompiledRouting
 from splitgym.schedulers.choose import (

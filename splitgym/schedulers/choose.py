@@ -1,7 +1,8 @@
 """How kernels choose: least cost, ties to the lowest index, random numbers that every machine agrees on."""
 
-import numba
 import numpy as np
+
+from splitgym.compile_cache import numba
 
 PROMPT_COST, SPLIT_COST, SAME_COST = range(3)
 """Rows of a (3, M) cost matrix: A(p), B(t) for p != t, B(t) for p = t. Infinite where not allowed."""

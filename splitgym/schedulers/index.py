@@ -8,12 +8,12 @@ counters and the recent mean output. The weights are the options; docs/scheduler
 from functools import cached_property
 from typing import Annotated, Literal
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from splitgym.compile_cache import numba
 from splitgym.config import STRICT
 from splitgym.schedulers.builtin import CompiledRouting
 from splitgym.schedulers.choose import PROMPT_COST, SAME_COST, SPLIT_COST, best_pair

@@ -9,9 +9,9 @@ requests, or its `max_tokens` where that is known and smaller.
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
+from splitgym.compile_cache import numba
 from splitgym.profile.tables import prompt_time_ns, token_time_ns
 from splitgym.view import SHARE_TIME_CONSTANT_NS
 

@@ -18,12 +18,12 @@ import math
 from functools import cached_property
 from typing import Annotated
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
+from splitgym.compile_cache import numba
 from splitgym.config import STRICT
 from splitgym.profile.tables import prompt_time_ns, token_time_ns
 from splitgym.schedulers.builtin import CompiledRouting

@@ -4,11 +4,11 @@ A machine counts for a pool while it is at home there and available; machines wh
 nobody's to move. The engine picks the machines and keeps the minimum of each pool.
 """
 
-import numba
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from splitgym.compile_cache import numba
 from splitgym.config import STRICT
 from splitgym.profile.tables import prompt_time_ns, token_time_ns
 from splitgym.schedulers.builtin import CompiledSizing

@@ -5,11 +5,11 @@ a machine's *present* pool: who works for the other phase is in the mixed pool u
 converting a machine is just choosing it.
 """
 
-import numba
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from splitgym.compile_cache import numba
 from splitgym.config import STRICT
 from splitgym.errors import ConfigError
 from splitgym.schedulers.builtin import CompiledRouting

@@ -8,11 +8,12 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
+
+from splitgym.compile_cache import numba
 
 IN_PYTHON = bool(numba.config.DISABLE_JIT)  # type: ignore[attr-defined]
 SHORT = np.int64 if IN_PYTHON else np.int32
