@@ -8,8 +8,7 @@ from pathlib import Path
 
 from splitgym import compile_cache
 
-CALLER = """from numba import njit
-
+CALLER = """from splitgym.compile_cache import numba
 from splitgym.schedulers.called import FACTOR, called
 
 
@@ -17,7 +16,7 @@ from splitgym.schedulers.called import FACTOR, called
 def caller(x):
     return FACTOR * called(x)
 """
-CALLED = """from numba import njit
+CALLED = """from splitgym.compile_cache import numba
 
 FACTOR = {factor}
 
