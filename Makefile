@@ -50,7 +50,7 @@ wheel-check: $(STAMP)
 	$(BIN)/python tests/wheel_check.py
 
 bench: $(STAMP)
-	for script in $(filter-out benchmarks/harness.py benchmarks/designs%.py benchmarks/routing.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/harness.py benchmarks/http_load.py benchmarks/designs%.py benchmarks/routing.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -65,7 +65,9 @@ STREAM_HEAD = (
 )
 EVENTS = [event("word ") for _ in range(CHUNKS)]
 STREAM_END = chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
-MODELS = whole(json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model", "created": 1}]}).encode())
+MODELS = whole(
+    json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model", "created": 1}]}).encode()
+)
 
 
 class Stub(asyncio.Protocol):
@@ -138,11 +140,15 @@ class Load:
     failed: int = 0
 
     def request(self) -> bytes:
-        head = (
-            f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nContent-Type: application/json\r\n"
-            f"Authorization: Bearer none\r\nAccept: */*\r\nUser-Agent: load\r\nContent-Length: {len(self.body)}"
+        lines = (
+            "POST /v1/completions HTTP/1.1",
+            f"Host: 127.0.0.1:{self.port}",
+            "Content-Type: application/json",
+            "Authorization: Bearer none",
+            "Accept: */*",
+            f"Content-Length: {len(self.body)}",
         )
-        return head.encode() + b"\r\n\r\n" + self.body
+        return "\r\n".join(lines).encode() + b"\r\n\r\n" + self.body
 
 
 class Asker(asyncio.Protocol):
@@ -214,7 +220,9 @@ def main() -> None:
         return
     found = uvloop.run(load(args.port, args.concurrency, args.seconds, args.stream))
     p50, p99 = np.percentile(found.latencies_s or [0.0], [50, 99])
-    print(json.dumps({"requests": len(found.latencies_s), "failed": found.failed, "p50_s": p50, "p99_s": p99}))
+    print(
+        json.dumps({"requests": len(found.latencies_s), "failed": found.failed, "p50_s": p50, "p99_s": p99})
+    )
 
 
 if __name__ == "__main__":

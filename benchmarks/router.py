@@ -1,15 +1,17 @@
-"""What a router costs: latency added to one request at a time, requests per second of one core, decision times.
+"""What a router costs: latency added to one request at a time, requests/s of one core, decision times.
 
     python benchmarks/router.py [--json FILE] [--split] \\
         [--vllm-router EXECUTABLE] [--production-stack EXECUTABLE]
 
-In front of two servers that cost next to nothing (benchmarks/http_load.py): directly, through `splitgym route`,
-and through other routers where they are installed (each in an environment of its own: `pip install vllm-router`
-is the Rust one; vllm-project/production-stack's installs from its source, on Python 3.12). A router has one core
-to itself, load and servers share the other. Requests per second are given by the clock, and by the CPU time of
-the router's process, which other work on the machine disturbs less.
+In front of a server that costs next to nothing (benchmarks/http_load.py; two of them for split requests, one
+for each phase): directly, through `splitgym route`, and through other routers where they are installed, each in
+an environment of its own (`pip install vllm-router` is the Rust one; vllm-project/production-stack's installs
+from its source, on Python 3.12). A router has one core to itself, load and servers share the other. Requests
+per second are given by the clock, and by the CPU time of the router's process, which other work on the machine
+disturbs less.
 """
 
+import argparse
 import json
 import os
 import socket
@@ -84,7 +86,7 @@ def answers(port: int) -> bool:
         return False
 
 
-def splitgym(shape: tuple[str, str]) -> Command:
+def splitgym(*shape: str) -> Command:
     """Our router, with its log."""
 
     def command(port: int, urls: list[str], folder: Path) -> list[str]:
@@ -109,7 +111,8 @@ def rust(executable: str, split: bool) -> Command:
         words = [executable, "--port", str(port), "--policy", "round_robin", "--log-level", "warning"]
         words += ["--prometheus-port", str(free_port())]
         if split:
-            return [*words, "--vllm-pd-disaggregation", "--prefill", urls[0], "--decode", urls[1]]
+            words += ["--vllm-pd-disaggregation", "--kv-connector", "nixl"]
+            return [*words, "--prefill", urls[0], "--decode", urls[1]]
         return [*words, "--worker-urls", *urls]
 
     return command
@@ -121,7 +124,7 @@ def stack(executable: str, split: bool) -> Command:
     def command(port: int, urls: list[str], folder: Path) -> list[str]:
         logic = "disaggregated_prefill_orchestrated" if split else "roundrobin"
         words = [executable, "--port", str(port), "--service-discovery", "static", "--routing-logic", logic]
-        words += ["--static-backends", ",".join(urls), "--static-models", "stub,stub"]
+        words += ["--static-backends", ",".join(urls), "--static-models", ",".join("stub" for _ in urls)]
         words += ["--log-level", "warning"]
         if split:
             words += ["--static-model-labels", "prefill,decode"]
@@ -163,20 +166,20 @@ def shoot(port: int, pid: int | None, concurrency: int, seconds: float, stream: 
     return Shot(found["p50_s"] * 1e3, found["p99_s"] * 1e3, count / seconds, per_cpu_s)
 
 
-def through(report: Report, name: str, port: int, pid: int, direct: int, args: object) -> None:
+def through(report: Report, name: str, port: int, pid: int, direct: int, args: argparse.Namespace) -> None:
     """All cases of one router."""
     for stream in (False, True):
         kind = "streamed" if stream else "whole"
         added50, added99 = [], []
-        for _ in range(args.repeats):  # type: ignore[attr-defined]
-            base = shoot(direct, None, 1, args.seconds, stream)  # type: ignore[attr-defined]
-            shot = shoot(port, pid, 1, args.seconds, stream)  # type: ignore[attr-defined]
+        for _ in range(args.repeats):
+            base = shoot(direct, None, 1, args.seconds, stream)
+            shot = shoot(port, pid, 1, args.seconds, stream)
             added50.append(shot.p50_ms - base.p50_ms)
             added99.append(shot.p99_ms - base.p99_ms)
         report.add(f"{name}, {kind}, 1 at a time: added p50", added50, "ms")
         report.add(f"{name}, {kind}, 1 at a time: added p99", added99, "ms")
         for concurrency in (16, 128):
-            shots = [shoot(port, pid, concurrency, args.seconds, stream) for _ in range(args.repeats)]  # type: ignore[attr-defined]
+            shots = [shoot(port, pid, concurrency, args.seconds, stream) for _ in range(args.repeats)]
             label = f"{name}, {kind}, {concurrency} at a time"
             report.add(f"{label}: by the clock", [s.requests_per_s for s in shots], "requests/s")
             report.add(f"{label}: of one core", [s.requests_per_cpu_s for s in shots], "requests/CPU s")
@@ -232,7 +235,7 @@ def main() -> None:
     args = parser.parse_args()
     report = Report("router" + (", split requests" if args.split else ""))
     decisions(report, args.policy or ["splitwise", "index", "pretrained:routing"], args.repeats)
-    cases = {"splitgym": splitgym(("prompt", "token") if args.split else ("mixed", "mixed"))}
+    cases = {"splitgym": splitgym(*(("prompt", "token") if args.split else ("mixed",)))}
     if args.vllm_router:
         cases["vllm-router"] = rust(args.vllm_router, args.split)
     if args.production_stack:
@@ -242,15 +245,15 @@ def main() -> None:
     report.finish(args.json)
 
 
-def compare(report: Report, cases: dict[str, Command], args: object) -> None:
-    """Each router in its turn, in front of the same two servers."""
+def compare(report: Report, cases: dict[str, Command], args: argparse.Namespace) -> None:
+    """Each router in its turn, in front of the same servers."""
     with tempfile.TemporaryDirectory() as name:
         folder, one, two = Path(name), free_port(), free_port()
         with (
             started([*LOAD, "serve", str(one)], one, LOAD_CORE, folder / "one.log"),
             started([*LOAD, "serve", str(two)], two, LOAD_CORE, folder / "two.log"),
         ):
-            urls = [f"http://127.0.0.1:{port}" for port in (one, two)]
+            urls = [f"http://127.0.0.1:{port}" for port in ((one, two) if args.split else (one,))]
             for label, command in cases.items():
                 port = free_port()
                 words = command(port, urls, folder)
