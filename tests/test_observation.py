@@ -211,6 +211,42 @@ def test_recent_rates_follow_the_arrivals() -> None:
     assert seen[CLUSTER["prompt_load_5s"]] == seen[CLUSTER["since_last"]] == 0.0
 
 
+def test_the_forecast_goes_on_as_the_load_went() -> None:
+    def after(tokens_per_s: list[int]) -> np.ndarray:
+        view = make_view()
+        observer = Observer(4)
+        observer.reset(view)
+        for second, tokens in enumerate(tokens_per_s, 1):
+            view.clock[0] = second * 10**9
+            view.counters[:2] += [10, tokens]
+            seen = observer.observe(view, None)["cluster"]
+        return seen
+
+    def load(squashed: float) -> float:
+        return squashed / (1 - squashed)
+
+    steady, rising, falling = (
+        after(list(t)) for t in ([6000] * 400, range(2000, 10000, 20), range(10000, 2000, -20))
+    )
+    for name in ("prompt", "output"):
+        assert load(steady[CLUSTER[f"{name}_forecast"]]) == pytest.approx(
+            load(steady[CLUSTER[f"{name}_load_60s"]]), rel=0.02
+        )
+    assert steady[CLUSTER["prompt_need_forecast"]] == pytest.approx(
+        steady[CLUSTER["prompt_need_20s"]], rel=0.01
+    )
+    # 20 tokens/s more each second: in 20 s there are 400 more than now. Steady is 6,000 tokens/s.
+    at_6000 = load(steady[CLUSTER["prompt_load_60s"]])
+    assert load(rising[CLUSTER["prompt_forecast"]]) == pytest.approx(at_6000 * 10400 / 6000, rel=0.05)
+    assert load(falling[CLUSTER["prompt_forecast"]]) == pytest.approx(at_6000 * 1600 / 6000, rel=0.2)
+    assert rising[CLUSTER["prompt_need_forecast"]] > rising[CLUSTER["prompt_need_20s"]]
+    assert falling[CLUSTER["prompt_need_forecast"]] < falling[CLUSTER["prompt_need_20s"]]
+    stopped = after([6000] * 100 + [0] * 30)
+    assert stopped[CLUSTER["prompt_forecast"]] == 0.0  # the load cannot fall below nothing
+    empty = observe(make_view())["cluster"]
+    assert empty[CLUSTER["prompt_need_20s"]] == empty[CLUSTER["prompt_need_forecast"]] == 0.5
+
+
 def test_request_features() -> None:
     view = make_view()
     plain = observe(view, RequestInfo(0, 0, 2048, UNKNOWN, UNKNOWN, 0))["request"]

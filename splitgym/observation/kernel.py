@@ -12,7 +12,8 @@ from splitgym.view import ARRIVED_PROMPT_TOKENS, ARRIVED_REQUESTS, COMPLETED_REQ
 # Places in the observer's memory, a float64 array.
 WEIGHT_5S, REQUESTS_5S, PROMPT_TOKENS_5S = 0, 1, 2
 WEIGHT_60S, REQUESTS_60S, PROMPT_TOKENS_60S, COMPLETIONS_60S = 3, 4, 5, 6
-NUM_MEMORY = 7
+WEIGHT_20S, REQUESTS_20S, PROMPT_TOKENS_20S = 7, 8, 9
+NUM_MEMORY = 10
 # And of what it saw last, an int64 array: the view's counters, then its clock.
 LAST_CLOCK = NUM_COUNTERS
 NUM_LAST = NUM_COUNTERS + 1
@@ -53,6 +54,10 @@ def remember(view, memory, last):
     memory[WEIGHT_5S] = (memory[WEIGHT_5S] + elapsed_s) * keep
     memory[REQUESTS_5S] = (memory[REQUESTS_5S] + requests) * keep
     memory[PROMPT_TOKENS_5S] = (memory[PROMPT_TOKENS_5S] + tokens) * keep
+    keep = 20.0 / (20.0 + elapsed_s)
+    memory[WEIGHT_20S] = (memory[WEIGHT_20S] + elapsed_s) * keep
+    memory[REQUESTS_20S] = (memory[REQUESTS_20S] + requests) * keep
+    memory[PROMPT_TOKENS_20S] = (memory[PROMPT_TOKENS_20S] + tokens) * keep
     keep = 60.0 / (60.0 + elapsed_s)
     memory[WEIGHT_60S] = (memory[WEIGHT_60S] + elapsed_s) * keep
     memory[REQUESTS_60S] = (memory[REQUESTS_60S] + requests) * keep
@@ -176,7 +181,7 @@ def fill_cluster(view, scratch, memory, since_s, out):
 
 @numba.njit(cache=True, error_model="numpy", forceinline=True)
 def fill_load(view, memory, out):
-    """Places 0 to 7. A second without arrivals is added before the rates, so the first is no spike."""
+    """Places 0 to 7, and the forecast. A second without arrivals is added before the rates, so the first is no spike."""
     tables, full = view.tables, view.rules.max_prompt_tokens
     prompt_speed, token_speed = 0.0, 0.0  # of all available machines [tokens/s]
     before, prompt_own, token_own = -1, 0.0, 0.0  # of one
@@ -205,6 +210,30 @@ def fill_load(view, memory, out):
     out[5] = squash(done / came, 1.0) if came > 0.0 else 0.5
     out[6] = squash(mean_prompt(memory), 1024.0)
     out[7] = squash(mean_output, 256.0)
+    fill_forecast(memory, mean_output, prompt_speed, token_speed, out)
+
+
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
+def fill_forecast(memory, mean_output, prompt_speed, token_speed, out):
+    """Places 24 to 27: where the loads of the last minute lead, and what they need of the machines.
+
+    Of a load that rises evenly, a mean with time constant tau lags by tau. So 2 x the mean of 20 s less that
+    of 60 s is what it will be in 20 s.
+
+    Args:
+        memory: the observer's.
+        mean_output: tokens of a request.
+        prompt_speed, token_speed: of all available machines together [tokens/s].
+        out: (G,) filled.
+    """
+    fast, slow = max(1.0, memory[WEIGHT_20S]), max(1.0, memory[WEIGHT_60S])  # no spike at the start
+    prompt = memory[PROMPT_TOKENS_20S] / fast / prompt_speed
+    output = memory[REQUESTS_20S] / fast * mean_output / token_speed
+    prompt_next = max(0.0, 2.0 * prompt - memory[PROMPT_TOKENS_60S] / slow / prompt_speed)
+    output_next = max(0.0, 2.0 * output - memory[REQUESTS_60S] / slow * mean_output / token_speed)
+    out[24], out[25] = squash(prompt_next, 1.0), squash(output_next, 1.0)
+    out[26] = prompt / (prompt + output) if prompt + output > 0.0 else 0.5
+    out[27] = prompt_next / (prompt_next + output_next) if prompt_next + output_next > 0.0 else 0.5
 
 
 @numba.njit(cache=True, error_model="numpy", forceinline=True)
