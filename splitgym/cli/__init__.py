@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from splitgym.cli import data, deploy, design, engine, evaluate, fidelity, saturation, simulate
+from splitgym.cli import data, deploy, design, engine, evaluate, fidelity, imports, saturation, simulate
 from splitgym.cli.learning import add_learning_commands
 from splitgym.errors import SplitgymError
 
@@ -29,6 +29,11 @@ app.command()(simulate.warmup)
 trace_app = typer.Typer(help="Traces of requests.", no_args_is_help=True)
 trace_app.command("fetch")(data.trace_fetch)
 trace_app.command("describe")(data.trace_describe)
+trace_app.command("from-log")(imports.from_log)
+trace_app.command("from-openai-jsonl")(imports.from_openai_jsonl)
+trace_app.command("from-burstgpt")(imports.from_burstgpt)
+trace_app.command("from-mooncake")(imports.from_mooncake)
+trace_app.command("from-vllm-bench")(imports.from_vllm_bench)
 app.add_typer(trace_app, name="trace")
 
 profile_app = typer.Typer(

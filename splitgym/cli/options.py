@@ -47,6 +47,7 @@ RayAddress = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
 
 @contextmanager
@@ -86,6 +87,12 @@ def make_folder(path: Path, option: str = "--out") -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{option} {path}: cannot be made a folder ({error.strerror})") from None
+
+
+def refuse_to_replace(path: Path, force: bool, option: str = "--out") -> None:
+    """Nothing is overwritten unasked. Before the work, too."""
+    if path.exists() and not force:
+        raise ConfigError(f"{option} {path}: is there already; name another file, or --force replaces it")
 
 
 def say_stand_ins(stand_ins: dict[str, str]) -> None:

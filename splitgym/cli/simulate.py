@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from splitgym.cli.learning import contender_of
-from splitgym.cli.options import AsJson, ClusterFile, Machines, Model, make_folder, progress, resolve
-from splitgym.errors import ConfigError
+from splitgym.cli.options import (
+    AsJson,
+    ClusterFile,
+    Force,
+    Machines,
+    Model,
+    make_folder,
+    progress,
+    refuse_to_replace,
+    resolve,
+)
 
 if TYPE_CHECKING:
     from splitgym.trace import Trace
@@ -24,7 +33,7 @@ def simulate(
     cluster_file: ClusterFile = None,
     out: Annotated[Path | None, typer.Option(help="Parquet file with a row a request.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the scheduler.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Run one policy on a whole trace, however long: outcomes go to a file, memory stays the same.
@@ -36,8 +45,7 @@ def simulate(
     resolved = resolve(cluster, model, cluster_file)
     entrant = contender_of(policy, resolved.config)
     if out is not None:
-        if out.exists() and not force:
-            raise ConfigError(f"--out {out}: is there already; name another file, or --force replaces it")
+        refuse_to_replace(out, force)
         make_folder(out.parent)
     with progress("requests", 0) as (bar, task):
         bar.update(task, total=None)

@@ -82,7 +82,8 @@ def _checked(path: str | Path) -> Path:
     if not path.is_file():
         raise TraceError(f"{path}: no such trace file")
     if path.suffix not in (".csv", ".parquet"):
-        raise TraceError(f"{path}: a trace file ends in .csv or .parquet, not in {path.suffix!r}")
+        others = " (`splitgym trace --help` lists what converts other files)" if "json" in path.suffix else ""
+        raise TraceError(f"{path}: a trace file ends in .csv or .parquet, not in {path.suffix!r}{others}")
     return path
 
 

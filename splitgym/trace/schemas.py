@@ -63,5 +63,7 @@ def match_schema(path: Path, names: list[str]) -> Schema:
     if present(best):
         lacks = "column " + missing[0] if len(missing) == 1 else "columns " + ", ".join(missing)
         raise TraceError(f"{path}: lacks the {lacks} of the {best.name} format; it has {', '.join(names)}")
+    if {"Request tokens", "Response tokens"} <= set(names):
+        raise TraceError(f"{path}: is BurstGPT's format: `splitgym trace from-burstgpt` converts it")
     known = "; ".join(",".join(schema.columns.values()) for schema in SCHEMAS)
     raise TraceError(f"{path}: no known trace format: has columns {', '.join(names)}, expected {known}")
