@@ -5,36 +5,20 @@
 
 import sys
 
-import typer
-
-from splitgym.errors import SplitgymError
+from splitgym.cli.shell import run, typer_app
 
 
 def main() -> int:
-    """The exit status: 2 for input that cannot be used."""
-    try:
-        if sys.argv[1:2] == ["--demo"]:
-            from agents.demo import main as demo
+    """The exit status, see `splitgym.cli.shell.EXIT_CODES`."""
+    if sys.argv[1:2] == ["--demo"]:
+        from agents.demo import main as demo
 
-            return demo(sys.argv[2:])
-        from agents.cli import train
+        return demo(sys.argv[2:])
+    from agents.cli import train
 
-        app = typer.Typer(add_completion=False)
-        app.command()(train)
-        app(standalone_mode=False)
-    except SplitgymError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except typer.Exit as stop:
-        return stop.exit_code
-    except typer.Abort:
-        return 130
-    except Exception as error:
-        if hasattr(error, "format_message"):  # a usage error of the command line
-            print(f"error: {error.format_message()}", file=sys.stderr)
-            return 2
-        raise
-    return 0
+    app = typer_app(no_args_is_help=False)
+    app.command()(train)
+    return run(app, "train.py")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,9 @@ def train(
     """Train an agent, or continue a run with --resume RUN.
 
     Defaults: maskable_ppo on routing for 8 H100 machines with bloom-176b, warm-started from the index
-        scheduler.
+    scheduler.
+
+    Example: splitgym train --algo maskable_ppo --cluster h100-80gb:5P3T --rate 17-22 --run-dir runs/first
     """
     from agents import training
     from agents.config import RunConfig, resolve
@@ -118,7 +120,10 @@ def tune(
     set_: Sets = None,
     quiet: Quiet = False,
 ) -> None:
-    """Search hyperparameters with Optuna: each trial is a run of `train`, judged on validation windows."""
+    """Search hyperparameters with Optuna: each trial is a run of `train`, judged on validation windows.
+
+    Example: splitgym tune --out runs/study --algo es --steps 40 --trials 10
+    """
     from agents import tuning
 
     fields = _fields(config, algo, env, steps, seed)

@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import platform
+import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -58,7 +59,13 @@ def processes(workers: int | None = None) -> Iterator[Map]:
     if number == 1:
         yield map
         return
-    pool = ProcessPoolExecutor(number, mp_context=multiprocessing.get_context("spawn"))
+    # Ctrl-C reaches every process of the terminal: this one ends the work, the workers finish their task.
+    pool = ProcessPoolExecutor(
+        number,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
     try:
         yield pool.map
     finally:

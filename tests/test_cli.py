@@ -1,18 +1,24 @@
 """The command line: what users type, what they see, and one line where the input is bad."""
 
 import json
+import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from splitgym import cli, evaluation
-from splitgym.cli import learning
+from splitgym.cli import learning, shell
 from splitgym.config import ClusterConfig
 from splitgym.errors import SplitgymError
 from splitgym.evaluation import Contender
@@ -125,9 +131,81 @@ def test_describe_and_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert "bloom-176b" in found["models"] and "h100-80gb" in found["machines"]
 
 
+@pytest.fixture
+def root(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The whole command, with those that learn."""
+    monkeypatch.setattr(cli.app, "registered_commands", [*cli.app.registered_commands])
+    learning.add_learning_commands(cli.app)
+    return typer.main.get_command(cli.app)
+
+
+def commands(group: Any, path: str = "splitgym") -> Iterator[tuple[str, Any]]:
+    """(path, command) of all that can be run."""
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
+        if hasattr(command, "list_commands"):
+            yield from commands(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+def test_help_fits_a_screen_and_shows_the_jobs_in_order(root: Any) -> None:
+    text = CliRunner().invoke(cli.app, ["--help"], prog_name="splitgym", env={"COLUMNS": "80"}).output
+    lines = text.splitlines()
+    assert len(lines) <= 30 and max(map(len, lines)) <= 81
+    places = [text.index(f"  {job}") for job in ("1 train", "2 evaluate", "3 provision", "4 deploy")]
+    assert places == sorted(places)
+    listed = {name for _, name, _ in shell.listed(root, typer.Context(root))}
+    assert listed == set(root.list_commands(None))
+    assert "more" not in {job for job, _, _ in shell.listed(root, typer.Context(root))}, "name it in JOBS"
+
+
+def test_every_command_has_an_example_that_it_understands(root: Any) -> None:
+    found = dict(commands(root))
+    assert len(found) > 15
+    for path, command in found.items():
+        line = shell.example(command)
+        assert line.startswith(path), f"{path}: its docstring has no paragraph 'Example: {path} ...'"
+        words = shlex.split(line.removeprefix(path))
+        command.make_context(path, words)  # raises where an option does not exist or a value is missing
+
+
+def test_commands_that_print_tables_print_json(root: Any) -> None:
+    without = {path.removeprefix("splitgym ") for path, c in commands(root) if "as_json" not in by_name(c)}
+    assert without <= {"train", "tune", "improve", "export", "route", "engine", "warmup", "trace fetch"}
+
+
+def by_name(command: Any) -> dict[str, Any]:
+    return {param.name: param for param in command.params}
+
+
+def test_types_of_options_are_plain_words(root: Any) -> None:
+    command = root.get_command(None, "evaluate")
+    metavars = {name: param.metavar for name, param in by_name(command).items()}
+    expected = {"seeds": "N", "duration": "NUMBER", "workload": "TEXT", "out": "PATH", "as_json": ""}
+    assert expected.items() <= metavars.items()
+
+
+def test_completion_offers_values() -> None:
+    def offered(line: str) -> set[str]:
+        number = len(line.split(" ")) - 1
+        env = {"_SPLITGYM_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(number)}
+        return set(CliRunner().invoke(cli.app, [], prog_name="splitgym", env=env).output.split())
+
+    assert {"evaluate", "export", "engine"} <= offered("splitgym e")
+    assert "splitwise,index-tuned" in offered("splitgym evaluate --policies splitwise,index")
+    assert offered("splitgym simulate --trace azure-code") == {"azure-code", "azure-code-synth"}
+    assert "llama2-70b" in offered("splitgym evaluate --model lla")
+    assert "h100-80gb:5P+a100-80gb:" in offered("splitgym evaluate --cluster h100-80gb:5P+a100-80")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (["evaluate", "--sedes", "3"], "--seeds"),
+        (["evaluate", "--seeds", "many"], "--seeds"),
+        (["evalute"], "evaluate"),
+        (["trace", "describe"], "splitgym trace describe --help"),
         (["evaluate", "--policies", "no-such"], "no-such"),
         (["evaluate", "--policies", "index", "--baseline", "random"], "baseline"),
         (["evaluate", "--policies", "index,splitwise@h100-80gb:5P2T"], "same machines"),
@@ -196,3 +274,28 @@ def test_help_is_quick_to_import() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]", "heavy packages are imported by the commands that need them"
+
+
+def test_ctrl_c_leaves_what_was_finished(tmp_path: Path) -> None:
+    """As at a terminal: the signal reaches the workers too, and the same command goes on afterwards."""
+    words = [sys.executable, "-m", "splitgym.cli", "sweep", *SMALL[2:], "--cluster", "h100-80gb:1P1T"]
+    words += ["--workload", "poisson:azure-code-synth", "--rates", "8,9,10", "--policies", "index"]
+    words += ["--workers", "2", "--out", str(tmp_path), "--seeds"]
+    process = subprocess.Popen(
+        [*words, "2000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    kept = tmp_path / "sweep.jsonl"
+    try:
+        while process.poll() is None and not (kept.is_file() and kept.stat().st_size):
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == shell.INTERRUPTED and out == "", err
+    assert err.endswith(f"interrupted: the runs are in {tmp_path}, the same command goes on\n")
+    assert "Traceback" not in err
+    done = kept.read_text().splitlines()
+    assert 0 < len(done) < 6000 and all(json.loads(line) for line in done)
+    subprocess.run([*words, "1", "--workers", "1"], check=True, capture_output=True)
+    assert kept.read_text().splitlines()[: len(done)] == done, "what was kept is used"

@@ -1,17 +1,19 @@
 """The `splitgym` command. One function a sub-command; the work is done elsewhere."""
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
 from splitgym.cli import data, deploy, design, engine, evaluate, fidelity, imports, saturation, simulate
 from splitgym.cli.learning import add_learning_commands
-from splitgym.errors import SplitgymError
+from splitgym.cli.shell import Jobs, run, typer_app
 
-app = typer.Typer(
-    help="Simulate, evaluate and learn the scheduler of a Splitwise-style LLM inference cluster.",
-    no_args_is_help=True,
-    add_completion=False,
+app = typer_app(
+    cls=Jobs,
+    help="Learn, judge and deploy the scheduler of a Splitwise-style LLM inference cluster.",
+    add_completion=True,
 )
 app.command()(evaluate.evaluate)
 app.command("max-rate")(evaluate.max_rate)
@@ -26,7 +28,7 @@ app.command()(engine.engine)
 app.command()(deploy.route)
 app.command()(simulate.warmup)
 
-trace_app = typer.Typer(help="Traces of requests.", no_args_is_help=True)
+trace_app = typer_app(help="Traces of requests.")
 trace_app.command("fetch")(data.trace_fetch)
 trace_app.command("describe")(data.trace_describe)
 trace_app.command("from-log")(imports.from_log)
@@ -36,18 +38,27 @@ trace_app.command("from-mooncake")(imports.from_mooncake)
 trace_app.command("from-vllm-bench")(imports.from_vllm_bench)
 app.add_typer(trace_app, name="trace")
 
-profile_app = typer.Typer(
-    help="Profiles: times, memory and power of a model on a machine.", no_args_is_help=True
-)
+profile_app = typer_app(help="Profiles: times, memory and power of a model on a machine.")
 profile_app.command("list")(data.profile_list)
 app.add_typer(profile_app, name="profile")
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"splitgym {version('splitgym')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
 def main() -> None:
-    """Entry point: errors of bad input print one line and exit with 2."""
-    try:
-        add_learning_commands(app)
-        app()
-    except SplitgymError as error:
-        print(f"splitgym: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Entry point: runs a command and exits as `splitgym.cli.shell.EXIT_CODES` says."""
+    add_learning_commands(app)
+    sys.exit(run(app, "splitgym"))

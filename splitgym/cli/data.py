@@ -5,20 +5,29 @@ from typing import Annotated
 
 import typer
 
-from splitgym.cli.options import AsJson
+from splitgym.cli.options import AsJson, complete_traces, progress
 
 
 def trace_fetch(name: Annotated[str, typer.Argument(help="azure-code or azure-conv.")]) -> None:
-    """Download an original trace into the cache and check its sha256."""
+    """Download an original trace into the cache and check its sha256.
+
+    Example: splitgym trace fetch azure-code
+    """
     from splitgym.trace import fetch
 
-    print(fetch(name))
+    with progress("bytes", None, "nothing was kept") as (bar, task):
+        place = fetch(name, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    print(place)
 
 
 def trace_describe(
-    name: Annotated[str, typer.Argument(help="Name or path.")], as_json: AsJson = False
+    name: Annotated[str, typer.Argument(help="Name or path.", autocompletion=complete_traces)],
+    as_json: AsJson = False,
 ) -> None:
-    """Length, rate and token percentiles of a trace."""
+    """Length, rate and token percentiles of a trace.
+
+    Example: splitgym trace describe azure-conv-synth
+    """
     from splitgym.trace import load
     from splitgym.trace.describe import describe
 
@@ -27,7 +36,10 @@ def trace_describe(
 
 
 def profile_list(as_json: AsJson = False) -> None:
-    """Profiles that are shipped."""
+    """Profiles that are shipped.
+
+    Example: splitgym profile list
+    """
     from splitgym import profile as profiles
 
     if as_json:

@@ -23,7 +23,10 @@ def export(
     name: Annotated[str, typer.Option(help="What tables call it.")] = "",
     onnx: Annotated[bool, typer.Option("--onnx", help="Write policy.onnx instead of NumPy weights.")] = False,
 ) -> None:
-    """Write a trained agent or a heuristic as a policy bundle, which decides without torch."""
+    """Write a trained agent or a heuristic as a policy bundle, which decides without torch.
+
+    Example: splitgym export --heuristic index-tuned --out bundle
+    """
     from splitgym import policy
 
     if bool(run) == bool(heuristic):
@@ -53,7 +56,10 @@ def route(
     ] = False,
     check: Annotated[bool, typer.Option("--check", help="Read and check everything, then stop.")] = False,
 ) -> None:
-    """Route OpenAI-compatible requests to vLLM servers: prompt here, tokens there, roles changing."""
+    """Route OpenAI-compatible requests to vLLM servers: prompt here, tokens there, roles changing.
+
+    Example: splitgym route --config router.yaml --check
+    """
     try:
         from splitgym.router import app
         from splitgym.router.config import load_config

@@ -40,7 +40,10 @@ def characterize(
     out: Annotated[Path | None, typer.Option(help="Folder for CSV, JSON and plots.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Throughput, memory and power of both phases, and how one machine compares with another."""
+    """Throughput, memory and power of both phases, and how one machine compares with another.
+
+    Example: splitgym characterize bloom-176b/h100-80gb --compare a100-80gb
+    """
     from splitgym.evaluation import characterize as phases
 
     found = [phases.find(profile or f"{model}/{machine}/tp{tensor_parallel}")]
@@ -99,7 +102,10 @@ def provision(
     engine: EngineName = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Search machine types and pool sizes: most requests/s for a budget, or least machines for a rate."""
+    """Search machine types and pool sizes: most requests/s for a budget, or least machines for a rate.
+
+    Example: splitgym provision --designs Splitwise-HH --budget power=8*h100-80gb
+    """
     from splitgym import provisioning
     from splitgym.evaluation import parse
     from splitgym.evaluation.workloads import stand_ins
@@ -130,8 +136,9 @@ def provision(
     )
     if out is not None:
         make_folder(out)
+    kept = f"the runs are in {cache}, the same command goes on" if cache else "--cache FILE keeps the runs"
     with (
-        progress("simulating", asked.expected_runs) as (bar, task),
+        progress("simulating", asked.expected_runs, kept) as (bar, task),
         workers_for(ray, workers) as map,
     ):
         sources = provisioning.sources_of(loads) if ray is not None else None

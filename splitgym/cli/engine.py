@@ -54,7 +54,10 @@ def engine(
         Path | None, typer.Option(help="YAML of an EngineOptions; replaces all options.")
     ] = None,
 ) -> None:
-    """Serve OpenAI's protocol as vLLM does, with a profile's timing and no GPU."""
+    """Serve OpenAI's protocol as vLLM does, with a profile's timing and no GPU.
+
+    Example: splitgym engine --cluster 4 --port 8100
+    """
     try:
         from splitgym.router.engine import EngineOptions, run
     except ModuleNotFoundError as error:

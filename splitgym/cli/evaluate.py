@@ -1,11 +1,14 @@
 """Commands that run policies: `evaluate`, `max-rate`, `sweep`."""
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import Progress, TaskID
 
 from splitgym.cli.learning import contender_of
 from splitgym.cli.options import (
@@ -21,6 +24,7 @@ from splitgym.cli.options import (
     Seeds,
     Warmup,
     Workers,
+    complete_policies,
     make_folder,
     numbers,
     progress,
@@ -45,7 +49,8 @@ def evaluate(
         typer.Option(
             help="Comma-separated: a scheduler, with pool sizing (index+reactive), on other pools "
             "(splitwise@h100-80gb:6P2T); vllm (no split, vLLM's batching); the run folder of an agent; a "
-            "policy bundle's folder or pretrained:NAME."
+            "policy bundle's folder or pretrained:NAME.",
+            autocompletion=complete_policies,
         ),
     ] = "splitwise,index,jsq-tokens",
     cluster: Machines = "h100-80gb:5P3T",
@@ -63,7 +68,10 @@ def evaluate(
     engine: EngineName = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Run schedulers on the same windows of a workload and compare them."""
+    """Run schedulers on the same windows of a workload and compare them.
+
+    Example: splitgym evaluate --policies splitwise,index --workload poisson:azure-code@17 --report r.html
+    """
     from splitgym import evaluation
     from splitgym.scale import workers_for
 
@@ -126,7 +134,10 @@ def max_rate(
     engine: EngineName = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Highest request rate that meets all nine SLOs, by bisection."""
+    """Highest request rate that meets all nine SLOs, by bisection.
+
+    Example: splitgym max-rate --policies splitwise,index --workload poisson:azure-conv@8
+    """
     from splitgym import evaluation
     from splitgym.evaluation.workloads import stand_ins
     from splitgym.scale import workers_for
@@ -135,10 +146,20 @@ def max_rate(
     resolved = resolve(cluster, model, cluster_file)
     entrants = [contender_of(name, resolved.config) for name in words(policies)]
     found = {}
-    with workers_for(ray, workers if ray else workers or 1, seeds) as map:
-        for entrant in entrants:
+    with (
+        progress("rates", len(entrants) * _steps(2.0, tolerance)) as (bar, task),
+        workers_for(ray, workers if ray else workers or 1, seeds) as map,
+    ):
+        for done, entrant in enumerate(entrants, 1):
             result = evaluation.max_request_rate(
-                entrant, resolved, load, range(seeds), tolerance=tolerance, engine=engine, map=map
+                entrant,
+                resolved,
+                load,
+                range(seeds),
+                tolerance=tolerance,
+                engine=engine,
+                progress=_halving(bar, task, tolerance, len(entrants) - done),
+                map=map,
             )
             found[entrant.name] = result
             if not as_json:
@@ -147,6 +168,28 @@ def max_rate(
     if as_json:
         print(json.dumps({name: result.as_json() for name, result in found.items()}, indent=1))
     say_stand_ins(stand_ins((load,)))
+
+
+def _steps(width: float, tolerance: float) -> int:
+    """Halvings until a bracket of rates, high over low, is as narrow as asked for."""
+    return max(0, math.ceil(math.log2(math.log(width) / math.log1p(tolerance)))) if width > 1 else 0
+
+
+def _halving(
+    bar: Progress, task: TaskID, tolerance: float, others: int
+) -> Callable[[float, tuple[str, ...]], None]:
+    """Keeps a bar: after each rate, how many more this bisection and those of the others will try."""
+    held, failing = 0.0, math.inf
+
+    def tried(rate: float, failed: tuple[str, ...]) -> None:
+        nonlocal held, failing
+        held, failing = (held, min(rate, failing)) if failed else (max(rate, held), failing)
+        bracket = failing / held if held and failing < math.inf else 2.0
+        bar.advance(task)
+        left = _steps(bracket, tolerance) + others * _steps(2.0, tolerance)
+        bar.update(task, total=bar.tasks[task].completed + left)
+
+    return tried
 
 
 def sweep(
@@ -181,7 +224,7 @@ def sweep(
 ) -> None:
     """Run schedulers on a grid of clusters, models, settings and rates.
 
-    Example: splitgym sweep --cluster h100-80gb:5P3T --cluster h100-80gb:6P2T --rates 12,15,18 --out grid
+    Example: splitgym sweep --cluster h100-80gb:5P3T --cluster h100-80gb:6P2T --rates 12,15 --out grid
     """
     from splitgym.evaluation import parse_at_rates
     from splitgym.evaluation import sweep as sweeping
@@ -204,7 +247,8 @@ def sweep(
         make_folder(out)
     kept = sweeping.Kept(out / sweeping.KEPT if out is not None else None)
     total = len(grid) * len(names) * len(loads) * seeds
-    with progress("simulating", total) as (bar, task), workers_for(ray, workers, total) as map:
+    state = f"the runs are in {out}, the same command goes on" if out else "--out FOLDER keeps the runs"
+    with progress("simulating", total, state) as (bar, task), workers_for(ray, workers, total) as map:
         rows = sweeping.sweep(
             grid,
             lambda config: [contender_of(name, config) for name in names],

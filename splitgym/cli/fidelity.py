@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from splitgym.cli.options import AsJson
+from splitgym.cli.options import AsJson, progress
+from splitgym.cli.shell import FAILED
 
 
 def validate(
@@ -23,17 +24,22 @@ def validate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare with results of the paper's own simulator; fails where a case should agree and does not."""
+    """Compare with results of the paper's own simulator; fails where a case should agree and does not.
+
+    Example: splitgym validate --only m01
+    """
     from splitgym.evaluation import reference as other
 
     cases = other.find_cases(reference, only)
     tables = other.find_tables(perf_model)
     other.check_setups(cases, tables)
     results = []
-    for case in cases:
-        results.append(other.compare(case, tables))
-        if not as_json:
-            print(other.line(results[-1]), flush=True)
+    with progress("cases", len(cases)) as (bar, task):
+        for case in cases:
+            results.append(other.compare(case, tables))
+            bar.advance(task)
+            if not as_json:
+                print(other.line(results[-1]), flush=True)
     if markdown is not None:
         other.write_markdown(results, markdown)
     if as_json:
@@ -41,4 +47,4 @@ def validate(
     else:
         print("\n".join([*other.legend(results), other.summary(results)]))
     if any(found.verdict == other.UNNAMED for found in results):
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)

@@ -23,9 +23,51 @@ from splitgym.errors import ConfigError
 if TYPE_CHECKING:
     from splitgym.cluster import Cluster
 
-Model = Annotated[str, typer.Option(help="Model: see `splitgym profile list`.")]
+
+def complete_models(incomplete: str) -> list[str]:
+    """Names of models, for shell completion."""
+    from splitgym import profile
+
+    return [name for name in profile.model_names() if name.startswith(incomplete)]
+
+
+def complete_machines(incomplete: str) -> list[str]:
+    """Machine types of the last group of machines."""
+    from splitgym import profile
+
+    before, plus, last = incomplete.rpartition("+")
+    return [f"{before}{plus}{name}:" for name in profile.machine_names() if name.startswith(last)]
+
+
+def complete_policies(incomplete: str) -> list[str]:
+    """Schedulers, as the last word of a comma-separated list."""
+    from splitgym import evaluation, schedulers
+
+    before, comma, last = incomplete.rpartition(",")
+    names = [*schedulers.routing_names(), evaluation.VLLM]
+    return [f"{before}{comma}{name}" for name in names if name.startswith(last)]
+
+
+def complete_traces(incomplete: str) -> list[str]:
+    """Traces by name."""
+    from splitgym import trace
+
+    return [name for name in trace.names() if name.startswith(incomplete)]
+
+
+Model = Annotated[
+    str, typer.Option(help="Model: see `splitgym profile list`.", autocompletion=complete_models)
+]
 Machines = Annotated[
-    str, typer.Option("--cluster", help="Machines: TYPE:COUNTS such as h100-80gb:5P3T; join groups with +.")
+    str,
+    typer.Option(
+        "--cluster",
+        help="Machines: TYPE:COUNTS such as h100-80gb:5P3T; join groups with +.",
+        autocompletion=complete_machines,
+    ),
+]
+TraceName = Annotated[
+    str, typer.Option("--trace", help="Trace by name or path.", autocompletion=complete_traces)
 ]
 ClusterFile = Annotated[
     Path | None,
@@ -51,12 +93,24 @@ Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
 
 @contextmanager
-def progress(text: str, total: float) -> Iterator[tuple[Progress, TaskID]]:
-    """A bar with the time left, on stderr where that is a terminal."""
+def progress(
+    text: str, total: float | None, kept: str = "nothing was written"
+) -> Iterator[tuple[Progress, TaskID]]:
+    """A bar with the time left, on stderr where that is a terminal.
+
+    Args:
+        text: what goes on.
+        total: steps in all, None where nobody knows.
+        kept: what Ctrl-C leaves; it is said then.
+    """
     screen = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        yield bar, bar.add_task(text, total=total)
+    try:
+        with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+            yield bar, bar.add_task(text, total=total)
+    except KeyboardInterrupt:
+        print(f"interrupted: {kept}", file=sys.stderr)
+        raise
 
 
 def words(text: str) -> list[str]:

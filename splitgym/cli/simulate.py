@@ -15,6 +15,8 @@ from splitgym.cli.options import (
     Force,
     Machines,
     Model,
+    TraceName,
+    complete_policies,
     make_folder,
     progress,
     refuse_to_replace,
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
 
 
 def simulate(
-    trace: Annotated[str, typer.Option(help="Trace by name or path; files are read block by block.")],
-    policy: Annotated[str, typer.Option(help="One policy, see `splitgym evaluate`.")] = "splitwise",
+    trace: TraceName,
+    policy: Annotated[
+        str, typer.Option(help="One policy, see `splitgym evaluate`.", autocompletion=complete_policies)
+    ] = "splitwise",
     cluster: Machines = "h100-80gb:5P3T",
     model: Model = "bloom-176b",
     cluster_file: ClusterFile = None,
@@ -38,7 +42,9 @@ def simulate(
 ) -> None:
     """Run one policy on a whole trace, however long: outcomes go to a file, memory stays the same.
 
-    Example: splitgym simulate --trace week.parquet --policy index --out outcomes.parquet
+    A trace file is read block by block.
+
+    Example: splitgym simulate --trace azure-conv-synth --policy index --out outcomes.parquet
     """
     from splitgym.evaluation.stream import simulate as run
 
@@ -47,12 +53,12 @@ def simulate(
     if out is not None:
         refuse_to_replace(out, force)
         make_folder(out.parent)
-    with progress("requests", 0) as (bar, task):
-        bar.update(task, total=None)
+    chunks, total = _chunks(trace)
+    with progress("requests", total) as (bar, task):
         found = run(
             entrant,
             resolved,
-            _chunks(trace),
+            chunks,
             out=out,
             seed=seed,
             progress=lambda done: bar.update(task, completed=done),
@@ -69,20 +75,37 @@ def warmup() -> None:
 
     Example: splitgym warmup
     """
-    from splitgym.envs.fleet.warm import warm
+    from splitgym.envs.fleet.warm import PIECES, warm
 
     started = time.perf_counter()
-    with progress("compiling", 0) as (bar, task):
-        bar.update(task, total=None)
-        for name in warm():
-            bar.update(task, description=f"compiling {name}")
+    kept = "what is compiled is kept, the same command goes on from there"
+    with progress("compiling", PIECES, kept) as (bar, task):
+        for done, name in enumerate(warm()):
+            bar.update(task, completed=done, description=f"compiling {name}")
     print(f"ready after {time.perf_counter() - started:.1f} s; what is compiled is kept on disk")
 
 
-def _chunks(name: str) -> "Iterator[Trace]":
+def _chunks(name: str) -> "tuple[Iterator[Trace], float | None]":
+    """The trace piece by piece, and about how many requests it has."""
     from splitgym.evaluation.workloads import find
     from splitgym.trace import blocks
 
-    if Path(name).is_file():
-        return blocks(name)
-    return iter([find(name)])
+    path = Path(name)
+    if path.is_file():
+        return blocks(path), _about_rows(path)
+    trace = find(name)
+    return iter([trace]), len(trace)
+
+
+def _about_rows(path: Path) -> float | None:
+    """Rows of a Parquet file; of a CSV by the length of its first lines. None where that cannot be read."""
+    from pyarrow import ArrowException, parquet
+
+    if path.suffix == ".parquet":
+        try:
+            return float(parquet.read_metadata(path).num_rows)
+        except (OSError, ArrowException):
+            return None  # the reader will say what is wrong with it
+    with path.open("rb") as file:
+        head = file.read(1 << 16)
+    return path.stat().st_size * head.count(b"\n") / max(1, len(head))

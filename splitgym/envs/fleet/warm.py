@@ -13,6 +13,9 @@ from splitgym.envs.routing import RoutingEnv
 from splitgym.sim import make_engine
 from splitgym.trace import Trace
 
+PIECES = 3
+"""So many names `warm` gives."""
+
 
 def warm() -> Iterator[str]:
     """Does it piece by piece; gives the name of the next piece before it."""
