@@ -5,7 +5,7 @@
 
 import sys
 
-from splitgym.cli.shell import run, typer_app
+from splitgym.cli.shell import App, run
 
 
 def main() -> int:
@@ -16,7 +16,7 @@ def main() -> int:
         return demo(sys.argv[2:])
     from agents.cli import train
 
-    app = typer_app(no_args_is_help=False)
+    app = App(no_args_is_help=False)
     app.command()(train)
     return run(app, "train.py")
 

@@ -8,9 +8,9 @@ import typer
 
 from splitgym.cli import data, deploy, design, engine, evaluate, fidelity, imports, saturation, simulate
 from splitgym.cli.learning import add_learning_commands
-from splitgym.cli.shell import Jobs, run, typer_app
+from splitgym.cli.shell import App, Jobs, run
 
-app = typer_app(
+app = App(
     cls=Jobs,
     help="Learn, judge and deploy the scheduler of a Splitwise-style LLM inference cluster.",
     add_completion=True,
@@ -28,7 +28,7 @@ app.command()(engine.engine)
 app.command()(deploy.route)
 app.command()(simulate.warmup)
 
-trace_app = typer_app(help="Traces of requests.")
+trace_app = App(help="Traces of requests.")
 trace_app.command("fetch")(data.trace_fetch)
 trace_app.command("describe")(data.trace_describe)
 trace_app.command("from-log")(imports.from_log)
@@ -38,7 +38,7 @@ trace_app.command("from-mooncake")(imports.from_mooncake)
 trace_app.command("from-vllm-bench")(imports.from_vllm_bench)
 app.add_typer(trace_app, name="trace")
 
-profile_app = typer_app(help="Profiles: times, memory and power of a model on a machine.")
+profile_app = App(help="Profiles: times, memory and power of a model on a machine.")
 profile_app.command("list")(data.profile_list)
 app.add_typer(profile_app, name="profile")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from splitgym.errors import SplitgymError
 
@@ -60,17 +60,36 @@ EXAMPLE = "Example: "
 """Begins the paragraph of a command's docstring that shows how it is used."""
 
 
-class Commands(TyperGroup):
-    """A group of commands whose options show plain types."""
+class Command(TyperCommand):
+    """A command whose help gives each option a plain word for its type, and flags none."""
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        command = super().get_command(ctx, cmd_name)
-        if command is not None:
-            _plain_types(command)
-        return command
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.callback is None:
+            return
+        hints = typing.get_type_hints(inspect.unwrap(self.callback))
+        for param in self.params:
+            if param.param_type_name == "option" and param.metavar is None and param.name in hints:
+                param.metavar = _word(hints[param.name])
 
 
-class Jobs(Commands):
+class App(typer.Typer):
+    """A Typer of the house: plain help, which brackets cannot upset, and Python's own tracebacks."""
+
+    def __init__(self, *, no_args_is_help: bool = True, add_completion: bool = False, **options: Any) -> None:
+        super().__init__(
+            no_args_is_help=no_args_is_help,
+            add_completion=add_completion,
+            rich_markup_mode=None,
+            pretty_exceptions_enable=False,
+            **options,
+        )
+
+    def command(self, name: str | None = None, *, cls: Any = Command, **options: Any) -> Any:
+        return super().command(name, cls=cls, **options)
+
+
+class Jobs(TyperGroup):
     """The `splitgym` command itself: its help lists the commands by job."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -111,12 +130,6 @@ def example(command: Any) -> str:
     return ""
 
 
-def typer_app(**options: Any) -> typer.Typer:
-    """A Typer of the house: plain help, which brackets cannot upset, and Python's own tracebacks."""
-    options = {"cls": Commands, "no_args_is_help": True, "add_completion": False, **options}
-    return typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, **options)
-
-
 def run(app: typer.Typer, name: str) -> int:
     """Run a command line and give its exit code. Bad input, of any kind, is one line on stderr."""
     try:
@@ -143,16 +156,6 @@ def run(app: typer.Typer, name: str) -> int:
 def _say(name: str, text: str) -> int:
     print(f"{name}: {text}", file=sys.stderr)
     return BAD_INPUT
-
-
-def _plain_types(command: Any) -> None:
-    """Give each option a plain word for its type, N for a whole number and the like, and flags none."""
-    if command.callback is None or isinstance(command, TyperGroup):
-        return
-    hints = typing.get_type_hints(inspect.unwrap(command.callback))
-    for param in command.params:
-        if param.param_type_name == "option" and param.metavar is None and param.name in hints:
-            param.metavar = _word(hints[param.name])
 
 
 def _word(hint: Any) -> str:
