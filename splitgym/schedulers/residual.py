@@ -27,7 +27,7 @@ from splitgym.compile_cache import numba
 from splitgym.config import STRICT
 from splitgym.profile.tables import prompt_time_ns, token_time_ns
 from splitgym.schedulers.builtin import CompiledRouting
-from splitgym.schedulers.choose import PROMPT_COST, SAME_COST, SPLIT_COST, best_pair
+from splitgym.schedulers.choose import best_pair
 from splitgym.schedulers.index import HINGES, NUM_WEIGHTS, PRESETS, predicted_costs
 from splitgym.schedulers.predict import (
     HARM_PROMPT,
@@ -53,6 +53,9 @@ HIDDEN = 16
 
 NETWORK_AT = NUM_WEIGHTS + len(HINGES)
 """Where the network's weights begin: the index's w0 to w9 and its hinges come first."""
+
+LANES = 8
+"""Machines that the processor computes at once."""
 
 _LOAD_BATCH = 32
 """Decodes a batch when the prompts' share of the load is estimated."""
@@ -121,30 +124,30 @@ def index_weights(preset: str = "tuned", hidden: int = 0) -> NDArray[np.float64]
     return weights
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def squash(x):
     """x (27 + x^2) / (27 + 9 x^2) up to |x| = 3, where it reaches +-1 with slope 0.
 
     The Pade approximant of tanh around 0, within 0.024 of it.
     """
-    if x >= 3.0:
-        return 1.0
-    if x <= -3.0:
-        return -1.0
+    x = min(3.0, max(-3.0, x))
     square = x * x
     return x * (27.0 + square) / (27.0 + 9.0 * square)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def ln(x):
-    """Natural logarithm of a positive number within 1e-8: ln(f 2^e) = e ln 2 + 2 artanh((f - 1) / (f + 1)).
+    """Natural logarithm within 1e-8, of a positive float64 that is not subnormal.
 
-    `frexp` is exact, and f in [2^-1/2, 2^1/2) leaves five terms of the series.
+    ln(f 2^e) = e ln 2 + 2 artanh((f - 1) / (f + 1)). `f` and `e` are taken from the bits, so that several
+    logarithms are computed at once; `f` in [2^-1/2, 2^1/2) leaves five terms of the series.
     """
-    fraction, exponent = math.frexp(x)
-    if fraction < 0.7071067811865476:
-        fraction *= 2.0
-        exponent -= 1
+    bits = np.float64(x).view(np.int64)
+    exponent = (bits >> 52) - 1022
+    fraction = np.int64((bits & ((1 << 52) - 1)) | (1022 << 52)).view(np.float64)  # in [1/2, 1)
+    low = fraction < 0.7071067811865476
+    fraction = 2.0 * fraction if low else fraction
+    exponent = exponent - 1 if low else exponent
     s = (fraction - 1.0) / (fraction + 1.0)
     square = s * s
     series = 1.0 + square * (1 / 3 + square * (1 / 5 + square * (1 / 7 + square * (1 / 9))))
@@ -222,8 +225,8 @@ def cluster_features(view, request, ref, x, out):
     return wait, min(least, 1e9), longest
 
 
-@numba.njit(cache=True)
-def machine_features(view, x, m, wait, least_log, longest_log, out):
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
+def machine_features(view, x, m, wait, least_log, longest_log, out, lane=0, step=1):
     """Fill machine m's own features.
 
     Args:
@@ -232,27 +235,63 @@ def machine_features(view, x, m, wait, least_log, longest_log, out):
         m: machine.
         wait: mean over machines [s].
         least_log, longest_log: ln(1 + wait) of the least and of the longest wait.
-        out: (at least MACHINE_FEATURES,) float64, filled.
+        out: float64, filled; feature i goes to place `lane` + i x `step`.
     """
     own_wait = ln(1.0 + x[m, WAIT_S])
     requests = view.running[m] + view.inbound[m]
-    out[0] = min(x[m, TTFT], 4.0) - 1.0
-    out[1] = 2.0 * min(1.0, max(0.0, 5.0 * x[m, TTFT] - 4.0)) - 1.0
-    out[2] = 2.0 * min(x[m, TBT_SPLIT], 3.0) - 1.6
-    out[3] = 2.0 * min(x[m, TBT_SAME], 3.0) - 1.6
-    out[4] = own_wait - 0.3
-    out[5] = 0.5 * (x[m, WAIT_S] - wait) / (wait + 0.2)
-    out[6] = own_wait - least_log
-    out[7] = 2.0 * x[m, MEMORY_USED] - 0.6
-    out[8] = 2.0 * x[m, SHARE] - 1.0
-    out[9] = requests / 32.0 - 0.7
-    out[10] = 4.0 * (x[m, PROMPT_TIME] - 0.7)
-    out[11] = 0.5 * x[m, HARM_PROMPT] - 0.5
-    out[12] = 2.0 * view.rules.tbt_slo * x[m, HARM_TOKEN]
-    out[13] = own_wait - longest_log
-    out[14] = min(view.prompt_requests[m], 32) / 8.0 - 0.3
-    out[15] = view.inbound[m] / 8.0 - 0.3
-    out[16] = 2.0 * min(x[m, MEMORY_PROMISED], 2.0) - 0.6
+    out[lane] = min(x[m, TTFT], 4.0) - 1.0
+    out[lane + step] = 2.0 * min(1.0, max(0.0, 5.0 * x[m, TTFT] - 4.0)) - 1.0
+    out[lane + 2 * step] = 2.0 * min(x[m, TBT_SPLIT], 3.0) - 1.6
+    out[lane + 3 * step] = 2.0 * min(x[m, TBT_SAME], 3.0) - 1.6
+    out[lane + 4 * step] = own_wait - 0.3
+    out[lane + 5 * step] = 0.5 * (x[m, WAIT_S] - wait) / (wait + 0.2)
+    out[lane + 6 * step] = own_wait - least_log
+    out[lane + 7 * step] = 2.0 * x[m, MEMORY_USED] - 0.6
+    out[lane + 8 * step] = 2.0 * x[m, SHARE] - 1.0
+    out[lane + 9 * step] = requests / 32.0 - 0.7
+    out[lane + 10 * step] = 4.0 * (x[m, PROMPT_TIME] - 0.7)
+    out[lane + 11 * step] = 0.5 * x[m, HARM_PROMPT] - 0.5
+    out[lane + 12 * step] = 2.0 * view.rules.tbt_slo * x[m, HARM_TOKEN]
+    out[lane + 13 * step] = own_wait - longest_log
+    out[lane + 14 * step] = min(view.prompt_requests[m], 32) / 8.0 - 0.3
+    out[lane + 15 * step] = view.inbound[m] / 8.0 - 0.3
+    out[lane + 16 * step] = 2.0 * min(x[m, MEMORY_PROMISED], 2.0) - 0.6
+
+
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
+def inward(network, at):
+    """The weights from a machine's features to the hidden unit whose weights begin at `at`."""
+    w = network[at : at + MACHINE_FEATURES]
+    first = (w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8])
+    return (*first, w[9], w[10], w[11], w[12], w[13], w[14], w[15], w[16])
+
+
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
+def add_unit(first, w, outward, lanes):
+    """Add what one hidden unit gives to the outputs of `LANES` machines.
+
+    Args:
+        first: its bias and what the cluster's features give it.
+        w: MACHINE_FEATURES weights to it.
+        outward: its OUTPUTS weights.
+        lanes: (MACHINE_FEATURES + OUTPUTS, LANES) float64, flat: features, then outputs, which are changed.
+
+    The sum is written out, and all weights are at hand: only so does the compiler take the machines together.
+    """
+    for j in range(LANES):
+        total = first + w[0] * lanes[j] + w[1] * lanes[LANES + j]
+        total = total + w[2] * lanes[2 * LANES + j] + w[3] * lanes[3 * LANES + j]
+        total = total + w[4] * lanes[4 * LANES + j] + w[5] * lanes[5 * LANES + j]
+        total = total + w[6] * lanes[6 * LANES + j] + w[7] * lanes[7 * LANES + j]
+        total = total + w[8] * lanes[8 * LANES + j] + w[9] * lanes[9 * LANES + j]
+        total = total + w[10] * lanes[10 * LANES + j] + w[11] * lanes[11 * LANES + j]
+        total = total + w[12] * lanes[12 * LANES + j] + w[13] * lanes[13 * LANES + j]
+        total = total + w[14] * lanes[14 * LANES + j] + w[15] * lanes[15 * LANES + j]
+        total = total + w[16] * lanes[16 * LANES + j]
+        unit = squash(total)
+        lanes[17 * LANES + j] += outward[0] * unit
+        lanes[18 * LANES + j] += outward[1] * unit
+        lanes[19 * LANES + j] += outward[2] * unit
 
 
 @numba.njit(cache=True)
@@ -262,17 +301,19 @@ def add_network(view, request, ref, x, network, costs):
     Args:
         view, request, ref, x: as for `cluster_features`.
         network: the flat vector from NETWORK_AT on, of at least one hidden unit.
-        costs: (3, M) float64, changed; infinite stays infinite.
+        costs: (OUTPUTS, M) float64, changed; infinite stays infinite.
 
     What the cluster's features give each hidden unit is the same for all machines, so it is summed once.
+    `LANES` machines at a time go through the network side by side: each has the same sums in the same order
+    as alone, so the same bits.
     """
     hidden = (network.shape[0] - OUTPUTS) // (FEATURES + 1 + OUTPUTS)
     bias_at = hidden * FEATURES
     output_at = bias_at + hidden
     output_bias_at = output_at + OUTPUTS * hidden
     shared = np.empty(CLUSTER_FEATURES)
-    own = np.empty(MACHINE_FEATURES)
     sums = np.empty(hidden)
+    lanes = np.zeros((MACHINE_FEATURES + OUTPUTS) * LANES)
     wait, least, longest = cluster_features(view, request, ref, x, shared)
     least_log, longest_log = ln(1.0 + least), ln(1.0 + longest)
     for h in range(hidden):
@@ -280,26 +321,23 @@ def add_network(view, request, ref, x, network, costs):
         for i in range(CLUSTER_FEATURES):
             total += network[h * FEATURES + MACHINE_FEATURES + i] * shared[i]
         sums[h] = total
-    for m in range(view.machine_row.shape[0]):
-        if not (view.prompt_allowed[m] or view.token_allowed[m]):
-            continue
-        machine_features(view, x, m, wait, least_log, longest_log, own)
-        prompt, split, same = (
-            network[output_bias_at],
-            network[output_bias_at + 1],
-            network[output_bias_at + 2],
-        )
+    machines = view.machine_row.shape[0]
+    for first in range(0, machines, LANES):
+        count = min(LANES, machines - first)
+        for j in range(count):
+            machine_features(view, x, first + j, wait, least_log, longest_log, lanes, j, LANES)
+        for output in range(OUTPUTS):
+            bias = network[output_bias_at + output]
+            for j in range(LANES):
+                lanes[(MACHINE_FEATURES + output) * LANES + j] = bias
         for h in range(hidden):
-            total = sums[h]
-            for i in range(MACHINE_FEATURES):
-                total += network[h * FEATURES + i] * own[i]
-            unit = squash(total)
-            prompt += network[output_at + h] * unit
-            split += network[output_at + hidden + h] * unit
-            same += network[output_at + 2 * hidden + h] * unit
-        costs[PROMPT_COST, m] += prompt
-        costs[SPLIT_COST, m] += split
-        costs[SAME_COST, m] += same
+            at = output_at + h
+            outward = (network[at], network[at + hidden], network[at + 2 * hidden])
+            add_unit(sums[h], inward(network, h * FEATURES), outward, lanes)
+        for j in range(count):
+            if view.prompt_allowed[first + j] or view.token_allowed[first + j]:
+                for output in range(OUTPUTS):
+                    costs[output, first + j] += lanes[(MACHINE_FEATURES + output) * LANES + j]
 
 
 @numba.njit(cache=True)
