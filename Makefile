@@ -11,7 +11,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: demo test test-vllm venv lint format wheel-check bench clean
+.PHONY: demo test test-vllm venv lint format wheel-check bench benchmark clean
 
 demo: $(STAMP)
 	$(BIN)/python train.py --demo
@@ -51,6 +51,10 @@ wheel-check: $(STAMP)
 
 bench: $(STAMP)
 	for script in $(filter-out benchmarks/harness.py benchmarks/http_load.py benchmarks/designs%.py benchmarks/routing.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+
+# What learning gains: docs/benchmark.md and docs/benchmark.json. Goes on where it was stopped.
+benchmark: $(STAMP)
+	$(BIN)/python -m benchmarks.learned
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

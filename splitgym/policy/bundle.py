@@ -51,6 +51,11 @@ class Policy:
         self.sha256 = sha256
 
     @property
+    def identity(self) -> str:
+        """Tells this policy from every other, for sweeps that keep their runs."""
+        return self.sha256
+
+    @property
     def routes(self) -> bool:
         """It chooses machines for requests."""
         return self.manifest.action.kind != "pool_sizing"

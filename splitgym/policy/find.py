@@ -7,7 +7,7 @@ from splitgym import schedulers
 from splitgym.config import ClusterConfig
 from splitgym.errors import PolicyError
 from splitgym.evaluation import Contender
-from splitgym.policy.bundle import NetworkPolicy, Policy, load
+from splitgym.policy.bundle import NetworkPolicy, Policy, SchedulerPolicy, load
 from splitgym.policy.manifest import MANIFEST, SchedulerSpec
 from splitgym.policy.named import make_routing, make_sizing
 from splitgym.resources import shipped
@@ -55,7 +55,8 @@ def locate(text: str | Path) -> Path:
 def contender(text: str | Path, cluster: ClusterConfig, name: str = "") -> Contender:
     """The policy of a bundle, with the partner that completes it, to be compared on a cluster.
 
-    A network runs with its own confinement, as it learned.
+    A network runs with its own confinement, as it learned. Built-in schedulers are taken out of the bundle, so
+    that they run inside the compiled engine.
 
     Raises:
         PolicyError: no bundle there, it is refused, or it knows fewer machines.
@@ -68,6 +69,8 @@ def contender(text: str | Path, cluster: ClusterConfig, name: str = "") -> Conte
     own = None
     if isinstance(policy, NetworkPolicy):
         own = replace(cluster, confine=policy.manifest.action.confine)
+    if isinstance(policy, SchedulerPolicy):
+        routing, sizing = policy.routing or routing, policy.sizing or sizing
     policy.name = name or str(text)
     return Contender(policy.name, routing, sizing, own)
 

@@ -1,0 +1,67 @@
+"""Weights found by search, kept as small files beside this one, so that the benchmark needs no training.
+
+    python -m benchmarks.learned.weights RUN NAME "the command that made RUN"
+
+writes `weights/NAME.json` from the best model of a run folder of `es` or `cem`.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from splitgym.errors import ConfigError
+from splitgym.schedulers import Residual
+
+FOLDER = Path(__file__).parent / "weights"
+
+
+def read(name: str) -> Residual | None:
+    """The kept weights as a scheduler; None where there are none of that name.
+
+    Raises:
+        ConfigError: a file that holds something else.
+    """
+    path = FOLDER / f"{name}.json"
+    if not path.is_file():
+        return None
+    try:
+        weights = json.loads(path.read_text())["weights"]
+        return Residual(weights=tuple(float(w) for w in weights), label=name)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: no kept weights ({error}); write it again from the run folder") from None
+
+
+def names(prefix: str) -> list[str]:
+    """Kept weights whose name begins so, in order."""
+    return sorted(path.stem for path in FOLDER.glob(f"{prefix}*.json"))
+
+
+def keep(run: str | Path, name: str, command: str) -> Path:
+    """Write the best model of a run folder, with where it comes from.
+
+    Raises:
+        ConfigError: no run of `es` or `cem`.
+    """
+    from agents.evaluation import load_config
+    from agents.evolution import load_residual
+    from agents.runs import RunFolder
+
+    config, best = load_config(run), json.loads((RunFolder(run).best / "metrics.json").read_text())
+    found: dict[str, Any] = {
+        "algo": config.algo,
+        "seed": config.seed,
+        "command": command,
+        "generation": best.get("steps"),
+        "validation": {k: round(best[k], 4) for k in ("goodput", "fitness", "tail", "ttft_slowdown_p99")},
+        "weights": [float(w) for w in load_residual(run).weights],
+    }
+    path = FOLDER / f"{name}.json"
+    path.write_text(json.dumps(found, indent=0) + "\n")
+    return path
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
+    print(keep(*sys.argv[1:]))

@@ -1,0 +1,213 @@
+"""The benchmark of learned routing: statistics, rows that are kept, claims, the page."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks.learned import page, weights
+from benchmarks.learned.cases import CASES, Case
+from benchmarks.learned.entrants import MP_ORACLE, RESIDUAL, TUNED, Field, paper_at_its_best
+from benchmarks.learned.measure import Bench, highest_rate, measure
+from benchmarks.learned.page import Section, Table
+from benchmarks.learned.sections import routing, sections
+from benchmarks.learned.statistics import best_of, estimate, improvement, iqm, mean, pick
+from splitgym import schedulers
+from splitgym.evaluation import Contender, evaluate, parse
+from splitgym.evaluation.sweep import Kept
+from splitgym.saturation import hardware
+
+TINY = Case(
+    "tiny",
+    "2 H100",
+    "h100-80gb:2M",
+    "h100-80gb:1P1T",
+    ("h100-80gb:1P1T",),
+    loads=(0.5, 0.9, 1.2),
+    windows=2,
+    workloads=("poisson:azure-code-synth", "stamps:azure-conv-synth"),
+    warmup_s=1.0,
+    duration_s=6.0,
+)
+
+
+def contender(name: str, routing_name: str, **options: object) -> Contender:
+    return Contender(name, schedulers.routing(routing_name, **options), schedulers.sizing("static"))
+
+
+def entrants(**index_options: object) -> Field:
+    """The paper's scheduler, one index, and two policies that stand for two training seeds."""
+    mp = paper_at_its_best(TINY)
+    ours = [contender("seed1", "index", **index_options), contender("seed2", "index", preset="tuned")]
+    groups = {
+        MP_ORACLE: tuple(c.name for c in mp),
+        TUNED: ("jsq",),
+        RESIDUAL: tuple(c.name for c in ours),
+    }
+    return Field((*mp, contender("jsq", "jsq-tokens"), *ours), groups)
+
+
+def counting(calls: list[int]) -> Callable[..., list[object]]:
+    def counted(function, tasks):
+        calls.append(len(tasks))
+        return [function(task) for task in tasks]
+
+    return counted
+
+
+def test_statistics_have_the_known_values() -> None:
+    values = np.array([0.0, 1, 2, 3, 4, 5, 6, 100]).reshape(2, 1, 2, 2)
+    assert iqm(values) == pytest.approx(3.5)  # of 2, 3, 4, 5
+    assert iqm(np.append(values.ravel(), np.nan).reshape(3, 1, 3, 1)) == pytest.approx(3.5)
+    drawn = np.random.default_rng(0).normal(size=(3, 4, 2, 5))
+    assert iqm(drawn) == pytest.approx(stats.trim_mean(drawn.ravel(), 0.25))
+    assert mean(np.array([[1.0, np.nan, 3.0]])) == 2.0
+    # One window, five seeds against one run: the Mann-Whitney statistic over the number of pairs.
+    ours, theirs = np.array([0.1, 0.4, 0.4, 0.7, 0.9]), np.array([0.4])
+    expected = stats.mannwhitneyu(ours, theirs).statistic / len(ours)
+    assert improvement((ours - theirs).reshape(5, 1, 1, 1)) == pytest.approx(expected) == pytest.approx(0.6)
+
+
+def test_intervals_are_those_of_the_normal_law() -> None:
+    drawn = np.random.default_rng(1).normal(0.3, 0.2, size=(1, 1, 1, 900))
+    found = estimate(drawn, resamples=3000)
+    half = 1.96 * drawn.std() / 30
+    assert found.value == pytest.approx(drawn.mean())
+    assert found.high - found.value == pytest.approx(half, rel=0.08)
+    assert found.value - found.low == pytest.approx(half, rel=0.08)
+
+
+def test_the_bootstrap_keeps_strata_apart_and_loads_together() -> None:
+    rng = np.random.default_rng(2)
+    by_workload = np.broadcast_to(rng.normal(size=(1, 6, 1, 1)), (1, 6, 3, 8))
+    found = estimate(by_workload, resamples=200)
+    assert found.high - found.low == pytest.approx(0, abs=1e-12)  # workloads are not drawn
+    by_seed = np.broadcast_to(rng.normal(size=(5, 1, 1, 1)), (5, 6, 3, 8))
+    found = estimate(by_seed, resamples=500)
+    assert found.high - found.low > 0.5  # training seeds are
+    window = rng.normal(size=(1, 1, 1, 50))
+    alone, at_four_loads = (
+        estimate(np.broadcast_to(window, (1, 1, loads, 50)), resamples=500) for loads in (1, 4)
+    )
+    assert (at_four_loads.low, at_four_loads.high) == pytest.approx((alone.low, alone.high))
+
+
+def test_a_baseline_at_its_best_is_chosen_by_workload_and_load() -> None:
+    goodput = np.array([[[[0.1, 0.2], [0.9, 0.7]]], [[[0.3, 0.1], [0.8, np.nan]]]])  # (2, 1, 2, 2)
+    best, chosen = best_of(goodput)
+    assert chosen.tolist() == [[1, 0]]
+    assert best.tolist() == [[[[0.3, 0.1], [0.9, 0.7]]]]
+    other = np.arange(8.0).reshape(2, 1, 2, 2)
+    assert pick(other, chosen).tolist() == [[[[4, 5], [2, 3]]]]
+
+
+def test_claims_are_what_evaluate_measures_and_finished_runs_are_kept(tmp_path: Path) -> None:
+    file, calls = tmp_path / "kept.jsonl", []
+    field = entrants()
+    bench = Bench(Kept(file), counting(calls), "make it")
+    made = routing.routing(TINY, bench, field)
+    cells = len(TINY.workloads) * len(TINY.loads) * TINY.windows
+    assert calls == [len(field.entrants) * cells]
+    above = [
+        parse(f"{workload}@{load:g}sat", warmup_s=1.0, duration_s=6.0)
+        for workload in TINY.workloads
+        for load in (0.9, 1.2)
+    ]
+    results = evaluate({c.name: c for c in field.entrants}, TINY.config(), above, range(2))
+    ours = np.mean([results.values("goodput", name) for name in ("seed1", "seed2")])
+    assert made.claims["routing.goodput_over_tuned.tiny"] == pytest.approx(
+        ours - results.values("goodput", "jsq").mean()
+    )
+    mp = [
+        max(results.values("goodput", name, w).mean() for name in field.groups[MP_ORACLE])
+        for w in results.workloads
+    ]
+    assert made.claims["routing.goodput_over_mp_oracle.tiny"] == pytest.approx(ours - np.mean(mp))
+    late = [w for w in results.workloads if w.load == 1.2]
+    p99 = {
+        name: np.mean([results.values("ttft_slowdown_p99", name, w).mean() for w in late])
+        for name in ("seed1", "seed2", "jsq")
+    }
+    assert made.claims["routing.ttft_p99_over_index.tiny"] == pytest.approx(
+        (p99["seed1"] + p99["seed2"]) / 2 / p99["jsq"]
+    )
+    assert {t.rows[0][0] for t in made.tables[:2]} == {MP_ORACLE}
+    assert made.command == "make it"
+
+    again = routing.routing(TINY, replace(bench, kept=Kept(file)), field)
+    assert again == made
+    assert calls[1:] == [0]
+    changed = routing.routing(TINY, replace(bench, kept=Kept(file)), entrants(w1=5.0))
+    assert calls[2:] == [cells]  # of the policy that changed alone
+    assert changed.claims != made.claims
+
+
+def test_windows_that_a_part_is_too_short_for_are_left_out() -> None:
+    short = replace(TINY, loads=(0.9, 400.0), windows=1)
+    found = measure(short, [contender("jsq", "jsq-tokens")], Bench())
+    goodput = found.of(["jsq"], "goodput")
+    assert goodput.shape == (1, 2, 2, 1)
+    assert np.isnan(goodput[0, :, :, 0]).tolist() == [[False, False], [False, True]]
+    assert found.of(["jsq"], "goodput", (0.9,)).tolist() == goodput[:, :, :1].tolist()
+
+
+def test_highest_rates_are_kept(tmp_path: Path) -> None:
+    file, calls = tmp_path / "kept.jsonl", []
+    bench = Bench(Kept(file), counting(calls))
+    entrant = contender("jsq", "jsq-tokens")
+    rate = highest_rate(TINY, entrant, TINY.workloads[0], bench, 1)
+    assert rate > 0.1 and calls
+    del calls[:]
+    again = replace(bench, kept=Kept(file))
+    assert highest_rate(TINY, entrant, TINY.workloads[0], again, 1) == rate
+    assert not calls
+    highest_rate(TINY, contender("jsq", "jsq-requests"), TINY.workloads[0], again, 1)
+    assert calls
+
+
+def section(title: str, **claims: float) -> Section:
+    return Section(title, f"run {title}", ("Text.",), (Table("T", ("a", "b"), (("1", "2"),)),), claims)
+
+
+def test_a_section_replaces_itself_and_leaves_the_others(tmp_path: Path) -> None:
+    order = ("first", "second")
+    page.write({"second": section("Second", two=0.25)}, order, tmp_path)
+    page.write({"first": section("First", one=0.123456)}, order, tmp_path)
+    page.write({"second": section("Second", two=0.5)}, order, tmp_path)
+    data = json.loads((tmp_path / "benchmark.json").read_text())
+    assert data["claims"] == {"one": 0.1235, "two": 0.5}
+    assert data["commands"] == {"one": "run First", "two": "run Second"}
+    text = (tmp_path / "benchmark.md").read_text()
+    assert text.index("## First") < text.index("## Second")
+    assert "| a | b |\n|---|---|\n| 1 | 2 |" in text
+    with pytest.raises(ValueError, match=r"claim one .* not measured"):
+        page.write({"first": section("First", one=float("nan"))}, order, tmp_path)
+
+
+def test_the_page_is_written_from_its_data() -> None:
+    path = page.DOCS / "benchmark.json"
+    if not path.is_file():
+        pytest.skip("no benchmark was run yet")
+    data = json.loads(path.read_text())
+    assert (page.DOCS / "benchmark.md").read_text() == page.markdown(data["sections"], data["claims"])
+    claims = {n: round(v, 4) for s in data["sections"].values() for n, v in s["claims"].items()}
+    assert data["claims"] == claims
+    assert data["sections"].keys() <= sections().keys()
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_cases_name_clusters_of_the_same_machines(case: Case) -> None:
+    machines = hardware(case.config())
+    assert all(hardware(case.config(split)) == machines for split in (case.default_split, *case.splits))
+    assert len(set(case.splits)) == len(case.splits)
+    assert case.claimed_loads[0] == 0.9
+
+
+def test_kept_weights_can_be_read() -> None:
+    names = weights.names("")
+    assert all(weights.read(name) is not None for name in names)
+    assert weights.read("no such") is None
