@@ -55,8 +55,8 @@ def locate(text: str | Path) -> Path:
 def contender(text: str | Path, cluster: ClusterConfig, name: str = "") -> Contender:
     """The policy of a bundle, with the partner that completes it, to be compared on a cluster.
 
-    A network runs with its own confinement, as it learned. Built-in schedulers are taken out of the bundle, so
-    that they run inside the compiled engine.
+    A network runs with its own confinement, as it learned. Built-in schedulers are taken out of the bundle,
+    so that they run inside the compiled engine.
 
     Raises:
         PolicyError: no bundle there, it is refused, or it knows fewer machines.
