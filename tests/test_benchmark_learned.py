@@ -14,12 +14,13 @@ from benchmarks.learned.cases import CASES, Case
 from benchmarks.learned.entrants import MP_ORACLE, RESIDUAL, TUNED, Field, paper_at_its_best
 from benchmarks.learned.measure import Bench, highest_rate, measure
 from benchmarks.learned.page import Section, Table
-from benchmarks.learned.sections import routing, sections
+from benchmarks.learned.sections import max_rate, routing, sections, tail
 from benchmarks.learned.statistics import best_of, estimate, improvement, iqm, mean, pick
 from splitgym import schedulers
 from splitgym.evaluation import Contender, evaluate, parse
 from splitgym.evaluation.sweep import Kept
 from splitgym.saturation import hardware
+from splitgym.schedulers.residual import index_weights
 
 TINY = Case(
     "tiny",
@@ -167,6 +168,36 @@ def test_highest_rates_are_kept(tmp_path: Path) -> None:
     assert not calls
     highest_rate(TINY, contender("jsq", "jsq-requests"), TINY.workloads[0], again, 1)
     assert calls
+
+
+def test_highest_rates_are_over_the_best_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    field = entrants()
+    monkeypatch.setattr(max_rate, "field_of", lambda case: field)
+    made = max_rate.max_rate(TINY, Bench(), TINY.workloads[:1])
+    rates = {
+        c.name: highest_rate(TINY, c, TINY.workloads[0], Bench(), max_rate.WINDOWS) for c in field.entrants
+    }
+    best = max(rates[name] for name in field.groups[MP_ORACLE])
+    ratios = [rates["seed1"] / best, rates["seed2"] / best]
+    assert made.claims["routing.max_rate_over_mp.tiny"] == pytest.approx(np.mean(ratios))
+    assert made.claims["routing.max_rate_over_mp.tiny.worst_seed"] == pytest.approx(min(ratios))
+    assert (MP_ORACLE, f"{best:.1f}", "1.00") in made.tables[0].rows
+
+
+def test_the_price_of_the_tail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, name in enumerate(("tail-0.1", "tail-0", "cem-tiny")):
+        found = index_weights("tuned" if number else "default").tolist()
+        (tmp_path / f"{name}.json").write_text(json.dumps({"weights": found}))
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    monkeypatch.setattr(tail, "CASES", {"tiny": TINY})
+    made = tail.tail(("tiny",), Bench(out=tmp_path))
+    assert [row[0] for row in made.tables[0].rows] == [
+        "weight 0",
+        "weight 0.1",
+        "index tuned for this cluster",
+    ]
+    assert made.tables[0].rows[0][1:] == made.tables[0].rows[2][1:] != made.tables[0].rows[1][1:]
+    assert (tmp_path / "images" / tail.FIGURE).stat().st_size > 5_000
 
 
 def section(title: str, **claims: float) -> Section:

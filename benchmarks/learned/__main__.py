@@ -33,7 +33,7 @@ def main() -> None:
         parser.error(f"no section {unknown[0]!r}: there are {', '.join(known)}")
     options.kept.parent.mkdir(parents=True, exist_ok=True)
     with workers_for(None, options.workers) as map:
-        bench = Bench(Kept(options.kept), map)
+        bench = Bench(Kept(options.kept), map, out=options.out)
         for name in options.sections or known:
             made = known[name](replace(bench, command=f"{bench.command} {name}"))
             page.write({name: made}, list(known), options.out)

@@ -5,11 +5,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.learned.cases import Case
+from benchmarks.learned.page import DOCS
 from splitgym.cluster import Cluster
 from splitgym.config import to_mapping
 from splitgym.errors import TraceError
@@ -36,6 +38,8 @@ class Bench:
     kept: Kept = field(default_factory=Kept)
     map: Map = map
     command: str = "python -m benchmarks.learned"
+    out: Path = DOCS
+    """Folder of the page; figures go to `images` in it."""
 
     def say(self, text: str) -> None:
         """Progress, for a person."""
