@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from splitgym.cli import data, deploy, design, engine, evaluate, fidelity, imports, saturation, simulate
+from splitgym.cli import (
+    data,
+    deploy,
+    design,
+    engine,
+    evaluate,
+    fidelity,
+    imports,
+    loop,
+    saturation,
+    simulate,
+)
 from splitgym.cli.learning import add_learning_commands
 from splitgym.cli.shell import App, Jobs, run
 
@@ -26,6 +37,8 @@ app.command()(fidelity.validate)
 app.command()(deploy.export)
 app.command()(engine.engine)
 app.command()(deploy.route)
+app.command()(loop.load)
+app.command("compare-log")(loop.compare_log)
 app.command()(simulate.warmup)
 
 trace_app = App(help="Traces of requests.")

@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from splitgym.config import make
+from splitgym.config import make, to_mapping
 from splitgym.errors import SplitgymError
 from splitgym.router.access import Keys, same_host
 from splitgym.router.call import read_body, refusal
@@ -232,7 +232,12 @@ class Admin:
         except ValueError as error:
             raise Refused(403, str(error), "Forbidden") from None
         server = self._parts.add_server(config)
-        self._parts.log.event("server", added=server.name)
+        about = {
+            "servers": self._parts.logged_servers(),
+            "cluster": to_mapping(self._parts.state.cluster.config),
+        }
+        self._parts.log.event("server", added=server.name, **about)
+        self._parts.log.amend(**about)
         return web.json_response({"server": server.name}, status=201)
 
     async def _remove_server(self, request: web.Request) -> web.StreamResponse:

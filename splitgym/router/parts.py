@@ -3,9 +3,11 @@
 import asyncio
 import time
 from dataclasses import replace
+from typing import Any
 
 from splitgym import schedulers
 from splitgym.cluster import Cluster
+from splitgym.config import to_mapping
 from splitgym.profile.tables import ProfileTables
 from splitgym.router.config import RouterConfig, ServerConfig
 from splitgym.router.decisions import Deciders, Decisions
@@ -88,17 +90,30 @@ class Parts:
     def open(self) -> None:
         """What needs a running loop."""
         self.upstream = Upstream(self.config.limits, self.config.admin.allowed_networks)
-        self.log.event(
-            "start",
-            servers=[
-                {"name": s.name, "pool": s.config.pool, "machine": s.config.machine} for s in self.servers
-            ],
+        self.log.begin(
+            servers=self.logged_servers(),
             model=self.config.model,
             policy=self.decisions.deciders.name,
             bundle=self.decisions.deciders.sha256,
             heuristic=self.config.policy.heuristic,
             shadow=self.decisions.shadow,
+            confine=self.decisions.deciders.confine,
+            cluster=to_mapping(self.state.cluster.config),
         )
+
+    def logged_servers(self) -> list[dict[str, Any]]:
+        """What the decision log says of the servers; with the cluster, enough to simulate them."""
+        return [
+            {
+                "name": s.name,
+                "pool": s.config.pool,
+                "machine": s.config.machine,
+                "tensor_parallel": s.config.tensor_parallel,
+                "kv_tokens": s.config.kv_tokens,
+                "max_requests": s.config.max_requests,
+            }
+            for s in self.servers
+        ]
 
     async def close(self) -> None:
         """Connections and the log."""

@@ -81,6 +81,7 @@ class DecisionLog:
         self._config = config
         self._file: TextIO | None = None
         self._size = 0
+        self._header: dict[str, Any] | None = None
         self.lost = 0
         if config.path is not None:
             try:
@@ -94,23 +95,40 @@ class DecisionLog:
         descriptor = os.open(self._config.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._file = os.fdopen(descriptor, "a")
         self._size = os.fstat(descriptor).st_size
+        if _cut_off(Path(self._config.path)):  # by a crash: what comes now is a line of its own
+            self._file.write("\n")
 
     def write(self, line: dict[str, Any]) -> None:
         """Add a line. A full disk loses lines, never requests."""
         if self._file is None:
             return
-        text = json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n"
         try:
-            self._file.write(text)
-            self._size += len(text)
+            self._put(line)
             if self._size > self._config.max_bytes:
                 self._rotate()
         except OSError:
             self.lost += 1
 
+    def _put(self, line: dict[str, Any]) -> None:
+        assert self._file is not None
+        text = json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n"
+        self._file.write(text)
+        self._size += len(text)
+
     def event(self, kind: str, **fields: Any) -> None:
         """Add a line that is no request: the start, a policy, a role change."""
         self.write({"v": LOG_VERSION, "event": kind, "unix_s": round(time.time(), 6), **fields})
+
+    def begin(self, **fields: Any) -> None:
+        """The `start` line. Where the file is begun anew it is written again: each can be read alone."""
+        now = round(time.time(), 6)
+        self._header = {"v": LOG_VERSION, "event": "start", "unix_s": now, "began_unix_s": now, **fields}
+        self.write(self._header)
+
+    def amend(self, **fields: Any) -> None:
+        """What has changed of the `start` line, for files to come."""
+        if self._header is not None:
+            self._header |= fields
 
     def flush(self) -> None:
         """To the disk's cache."""
@@ -125,6 +143,9 @@ class DecisionLog:
         path = Path(str(self._config.path))
         path.replace(path.with_name(path.name + ".1"))
         self._open()
+        if self._header is not None:
+            self._put(self._header)
+            self._size = 0  # it must not fill the file by itself
 
     def close(self) -> None:
         """Flush and close."""
@@ -132,6 +153,20 @@ class DecisionLog:
             self.flush()
             self._file.close()
             self._file = None
+
+
+def _cut_off(path: Path) -> bool:
+    """Does a file end within a line? (What is no plain file, such as a pipe, is not read.)"""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) == 0:
+                return False
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
+    except OSError:
+        return False
 
 
 class Window:

@@ -1,0 +1,244 @@
+"""A router's decision log through the simulator: the same requests, at the same times, on the same servers.
+
+The engine is `splitgym.sim.live`: the simulator's rules as a router meets them. A split request computes its
+prompt on one machine, its cache is pulled by the other, which makes all of its tokens, the first one again,
+as vLLM does. (`splitgym evaluate` counts the first token where the prompt ends; a client of a real router
+sees it after the transfer and one iteration more.)
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitgym import profile as profiles
+from splitgym.cluster import Cluster
+from splitgym.config import ClusterConfig, from_mapping
+from splitgym.errors import ConfigError, TraceError
+from splitgym.evaluation.contenders import Contender, cluster_for
+from splitgym.sim import make_engine
+from splitgym.sim.live import Kind, Live, LiveRequest, live_engine
+from splitgym.sim.outcomes import NEVER
+from splitgym.trace import Trace
+from splitgym.trace.decision_log import LoggedRequest, LoggedRun
+from splitgym.types import NS_PER_S, UNKNOWN, to_ns
+
+Floats = NDArray[np.float64]
+Pair = tuple[int, int]
+
+_PROGRESS_EVERY = 200
+
+
+@dataclass(frozen=True)
+class Times:
+    """When things happened to N requests [s after the arrival]; NaN where they did not, or nobody saw it."""
+
+    prompt_s: Floats  # (N,) end of a split request's prompt
+    first_s: Floats  # (N,) first token
+    end_s: Floats  # (N,) last token
+
+    def tbt_s(self, output_tokens: NDArray[np.int64]) -> Floats:
+        """(N,) mean time between tokens; NaN of one token."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = (self.end_s - self.first_s) / (output_tokens - 1)
+        return np.where(output_tokens > 1, found, np.nan)
+
+
+def cluster_of(
+    run: LoggedRun, profile: Sequence[str] = (), given: ClusterConfig | None = None
+) -> tuple[Cluster, tuple[str, ...]]:
+    """The servers of a logged run as a simulator's cluster, and their names in its order.
+
+    Args:
+        run: of a log.
+        profile: FILE (or MODEL/MACHINE) for all servers, or MACHINE=FILE for those of one type.
+        given: in place of what the log says; machines in the order of the servers.
+
+    Raises:
+        ConfigError: the log has no cluster and none is given, or one of another size.
+        ProfileError: a profile that cannot be used.
+    """
+    names = run.servers or tuple(sorted(_named(run.requests)))
+    config = given
+    if config is None:
+        if run.cluster is None:
+            raise ConfigError(
+                "the log does not say what its servers are (its start line is missing, or of an older "
+                "router): give the cluster, with its machines in the order of the router's servers"
+            )
+        config = from_mapping(ClusterConfig, run.cluster, "the log's start line: cluster")
+    for text in profile:
+        config = with_profile(config, text)
+    if config.num_machines != len(names):
+        raise ConfigError(
+            f"the cluster has {config.num_machines} machines, the log has {len(names)} servers "
+            f"({', '.join(names[:8])}): give one machine a server, in the same order"
+        )
+    return Cluster.resolve(replace(config, faults=(), confine=False)), names
+
+
+def with_profile(config: ClusterConfig, text: str) -> ClusterConfig:
+    """The cluster with other profiles: FILE for all machines, or TYPE=FILE for those of one type.
+
+    Raises:
+        ConfigError: no machine is of that type.
+        ProfileError: the profile cannot be used.
+    """
+    kind, equals, name = text.rpartition("=")
+    found = profiles.find(name)
+    machine = name if name.endswith((".json", ".yaml", ".yml")) else found.machine.name
+    kinds = {group.machine for group in config.machines}
+    if equals and kind not in kinds:
+        raise ConfigError(f"profile {text}: the cluster has no {kind}, only {', '.join(sorted(kinds))}")
+    groups = tuple(
+        replace(group, machine=machine, tensor_parallel=found.tensor_parallel)
+        if not equals or group.machine == kind
+        else group
+        for group in config.machines
+    )
+    slo = config.slo
+    if found.model.name not in profiles.model_names():  # nobody knows such a model on another machine
+        slo = replace(slo, reference_machine=machine, reference_tensor_parallel=found.tensor_parallel)
+    return replace(config, model=found.model.name, machines=groups, slo=slo)
+
+
+def decisions_of(run: LoggedRun, names: Sequence[str]) -> list[Pair]:
+    """(prompt machine, token machine) of every request as logged; (-1, -1) where none was chosen.
+
+    Raises:
+        TraceError: a server that is not among `names`; names the line.
+    """
+    place = {name: index for index, name in enumerate(names)}
+    found = []
+    for request in run.requests:
+        if request.prompt_server is None or request.token_server is None:
+            found.append((-1, -1))
+            continue
+        for server in (request.prompt_server, request.token_server):
+            if server not in place:
+                raise TraceError(f"line {request.line}: server {server!r} is none of {', '.join(names)}")
+        found.append((place[request.prompt_server], place[request.token_server]))
+    return found
+
+
+def is_load(request: LoggedRequest) -> bool:
+    """Did servers work for it? What was turned away, or what no server could serve, cost nothing."""
+    if request.prompt_server is None:
+        return False
+    return request.outcome in ("ok", "disconnected") or request.output_tokens > 0
+
+
+def decide(run: LoggedRun, cluster: Cluster, entrant: Contender, confine: bool) -> list[Pair]:
+    """What a policy decides for the requests of a run, in the simulator as it is trained in."""
+    loads = [request for request in run.requests if is_load(request)]
+    first_s = loads[0].arrival_s
+    limits = [UNKNOWN if r.max_tokens is None else r.max_tokens for r in loads]
+    trace = Trace(
+        np.array([request.arrival_s - first_s for request in loads]),
+        np.array([request.prompt_tokens for request in loads]),
+        np.array([max(1, request.output_tokens) for request in loads]),
+        np.array(limits),
+    )
+    base = replace(cluster, config=replace(cluster.config, confine=confine))
+    engine = make_engine(cluster_for(entrant, base), entrant.routing, entrant.sizing)
+    engine.reset(trace, 0)
+    engine.run_until_decision()
+    outcomes = engine.outcomes()
+    pairs = iter(zip(outcomes.prompt_machine.tolist(), outcomes.token_machine.tolist()))
+    return [next(pairs) if is_load(request) else (-1, -1) for request in run.requests]
+
+
+def simulate(
+    cluster: Cluster,
+    requests: Sequence[LoggedRequest],
+    pairs: Sequence[Pair],
+    starts_s: Sequence[float],
+    progress: Callable[[int], None] | None = None,
+) -> Times:
+    """Play requests on a cluster.
+
+    Args:
+        cluster: M machines.
+        requests: N of them; those that are no load are left out.
+        pairs: where each goes.
+        starts_s: when each is sent to its first server, by the log's clock.
+        progress: called with the number of requests played.
+
+    Raises:
+        TraceError: a request that does not fit its machine; names the line.
+    """
+    _check_fits(cluster, requests, pairs)
+    live = live_engine(cluster)
+    played: dict[int, _Played] = {}
+    order = sorted((i for i, r in enumerate(requests) if is_load(r)), key=lambda i: starts_s[i])
+    origin_s = starts_s[order[0]] if order else 0.0
+    for count, i in enumerate(order):
+        at_ns = to_ns(starts_s[i] - origin_s)
+        live.step_to(at_ns)
+        played[i] = _Played(live, requests[i], *pairs[i])
+        played[i].start(at_ns)
+        if progress is not None and count % _PROGRESS_EVERY == 0:
+            progress(count)
+    while live.next_ns != float("inf"):
+        live.step_to(int(live.next_ns))
+    n = len(requests)
+    times = Times(np.full(n, np.nan), np.full(n, np.nan), np.full(n, np.nan))
+    for i, done in played.items():
+        before_s = starts_s[i] - requests[i].arrival_s
+        for array, at_ns in zip((times.prompt_s, times.first_s, times.end_s), done.times_ns()):
+            if at_ns != NEVER:
+                array[i] = before_s + (at_ns - done.start_ns) / NS_PER_S
+    return times
+
+
+class _Played:
+    """One request on its way through the engine."""
+
+    def __init__(self, live: Live, request: LoggedRequest, p: int, t: int) -> None:
+        self._live = live
+        self._target = t
+        self._output = max(1, request.output_tokens)
+        self.start_ns = 0
+        self.prompt: LiveRequest | None = None
+        if p == t:
+            self.last = LiveRequest(t, request.prompt_tokens, self._output, Kind.WHOLE)
+        else:
+            self.prompt = LiveRequest(p, request.prompt_tokens, 1, Kind.PROMPT, on_token=self._pull)
+            self.last = LiveRequest(t, request.prompt_tokens, self._output, Kind.TOKEN, source=self.prompt)
+
+    def start(self, at_ns: int) -> None:
+        self.start_ns = at_ns
+        self._live.submit(self.prompt or self.last, at_ns)
+
+    def _pull(self, prompt: LiveRequest, tokens: int) -> None:
+        self._live.submit(self.last, prompt.last_token_ns)
+
+    def times_ns(self) -> tuple[int, int, int]:
+        """End of the prompt (of a split one), first and last token."""
+        prompt_ns = NEVER if self.prompt is None else self.prompt.last_token_ns
+        return prompt_ns, self.last.first_token_ns, self.last.last_token_ns
+
+
+def _check_fits(cluster: Cluster, requests: Sequence[LoggedRequest], pairs: Sequence[Pair]) -> None:
+    capacity = cluster.kv_capacity_tokens.tolist()
+    for request, pair in zip(requests, pairs):
+        need = request.prompt_tokens + request.output_tokens + 1
+        for m in set(pair) - {-1}:
+            if is_load(request) and need > capacity[m]:
+                raise TraceError(
+                    f"line {request.line}: {need} tokens of KV cache never fit server {m} "
+                    f"({capacity[m]} tokens by its profile); give the profile that was measured there"
+                )
+
+
+def _named(requests: Sequence[LoggedRequest]) -> set[str]:
+    return {
+        server
+        for request in requests
+        for server in (request.prompt_server, request.token_server)
+        if server is not None
+    }
+
+
+__all__ = ["Times", "cluster_of", "decide", "decisions_of", "is_load", "simulate", "with_profile"]

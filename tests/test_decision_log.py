@@ -1,0 +1,139 @@
+"""Reading decision logs: whole ones, and those that crashes, full disks and clocks have hurt."""
+
+import json
+
+import pytest
+from logs import SERVERS, request, start, write
+
+from splitgym.errors import TraceError
+from splitgym.router.config import LogConfig
+from splitgym.router.records import DecisionLog
+from splitgym.trace.decision_log import read_decision_log
+
+
+def test_what_the_router_writes_is_read(tmp_path):
+    lines = [request(i, i * 0.5, ("p0", "t1") if i % 2 else ("t0", "t0")) for i in range(4)]
+    lines[3]["attempts"].insert(0, {**lines[3]["attempts"][0], "error": "p0: gone"})
+    found = read_decision_log(write(tmp_path / "log", start(), *lines, {"v": 1, "event": "stop"}))
+    (run,) = found.runs
+    assert not found.notes and found.requests == 4 and run.servers == SERVERS and run.cluster is None
+    one = run.requests[1]
+    assert (one.line, one.arrival_s, one.prompt_tokens, one.output_tokens, one.max_tokens) == (
+        3,
+        0.5,
+        100,
+        20,
+        20,
+    )
+    assert (one.prompt_server, one.token_server, one.prompt_s, one.decided_s) == ("p0", "t1", 0.1, 0.001)
+    assert one.split and not run.requests[0].split and run.requests[3].attempts == 2
+    assert [event["event"] for event in run.events] == ["stop"]
+
+
+def test_requests_are_in_the_order_of_arrival(tmp_path):
+    late = request(0, 0.0, end_s=9.0)
+    found = read_decision_log(write(tmp_path / "log", start(), request(1, 1.0), late))
+    assert [r.arrival_s for r in found.runs[0].requests] == [0.0, 1.0]
+
+
+def test_a_prompt_that_nobody_counted_has_its_estimate(tmp_path):
+    found = read_decision_log(write(tmp_path / "log", start(), request(0, 0.0, prompt_tokens=None)))
+    assert found.runs[0].requests[0].prompt_tokens == 90
+
+
+def test_a_line_that_is_cut_off_at_the_end_is_left_out(tmp_path):
+    cut = json.dumps(request(9, 3.0)).encode()[:70]
+    found = read_decision_log(write(tmp_path / "log", start(), request(0, 0.0), cut))
+    assert found.requests == 1
+    assert found.notes == ["line 3: the last line is cut off, and was left out"]
+
+
+def test_a_crash_within_a_line_costs_that_line_alone(tmp_path):
+    """A router of old begins its lines behind the broken one; a new one on a line of its own."""
+    cut = json.dumps(request(9, 3.0)).encode()[:70]
+    glued = cut + json.dumps(start(began_unix_s=2000.0)).encode() + b"\n"
+    found = read_decision_log(write(tmp_path / "log", start(), request(0, 0.0), glued, request(1, 0.5)))
+    assert [len(run.requests) for run in found.runs] == [1, 1] and "line 3" in found.notes[0]
+    config = LogConfig(path=str(tmp_path / "log"))
+    with (tmp_path / "log").open("ab") as file:
+        file.write(cut)
+    log = DecisionLog(config)
+    log.begin(servers=[])
+    log.close()
+    assert json.loads((tmp_path / "log").read_bytes().splitlines()[-1])["event"] == "start"
+
+
+def test_many_damaged_lines_are_refused(tmp_path):
+    lines = [request(i, i * 1.0) for i in range(40)]
+    broken = [b"\x00\x00\x00\n"] * 20
+    with pytest.raises(TraceError, match=r"log: line 42 is no JSON, nor are 19 other lines"):
+        read_decision_log(write(tmp_path / "log", start(), *lines, *broken))
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ([b"TIMESTAMP,ContextTokens\n", b"1,2\n", b"2,3\n"], "line 1 is no JSON, nor are those after it"),
+        ([b'{"prompt": 3}\n'], "line 1 has no event"),
+        ([{"v": 2, "event": "start"}], "line 1 has format 2, this splitgym reads 1"),
+        ([], "the decision log is empty"),
+        ([start()], "has no request in it"),
+        ([start(), {**request(0, 0.0), "arrival_s": -1}], "line 2: arrival_s is -1, expected seconds"),
+        ([start(), {**request(0, 0.0), "end_s": float("nan")}], "line 2: end_s is NaN"),
+        ([start(), {**request(0, 0.0), "output_tokens": 2.5}], "line 2: output_tokens is 2.5"),
+        ([start(), {**request(0, 0.0), "outcome": "great"}], 'line 2: outcome is "great"'),
+        (
+            [start(), {**request(0, 0.0), "first_byte_s": 5.0}],
+            "line 2: first_byte_s is 5.0, expected at most",
+        ),
+        ([start(), {**request(0, 0.0), "attempts": {}}], "line 2: attempts is {}"),
+    ],
+)
+def test_what_is_no_log_is_refused_by_file_and_line(tmp_path, lines, says):
+    with pytest.raises(TraceError) as caught:
+        read_decision_log(write(tmp_path / "log", *lines))
+    assert str(tmp_path / "log") in str(caught.value) and says in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(TraceError, match="no/log: cannot be read"):
+        read_decision_log(tmp_path / "no" / "log")
+
+
+def test_the_wall_clock_may_jump(tmp_path):
+    jumped = request(1, 1.0, unix_s=5000.0)
+    found = read_decision_log(write(tmp_path / "log", start(), request(0, 0.0), jumped))
+    assert found.notes == ["the wall clock jumps by +3999.0 s at line 3; the router's own clock is used"]
+    assert [r.arrival_s for r in found.runs[0].requests] == [0.0, 1.0]
+
+
+def test_a_clock_that_goes_back_is_a_restart(tmp_path):
+    found = read_decision_log(write(tmp_path / "log", start(), request(0, 500.0), request(1, 3.0)))
+    assert [len(run.requests) for run in found.runs] == [1, 1] and found.runs[1].servers == SERVERS
+    assert "line 3: the router's clock goes back by 497.0 s" in found.notes[0]
+
+
+def test_unknown_events_are_noted(tmp_path):
+    found = read_decision_log(write(tmp_path / "log", start(), {"v": 1, "event": "moon"}, request(0, 0.0)))
+    assert found.notes == ["line 2: event 'moon' is not known and was left out"]
+
+
+def test_a_log_begun_anew_can_be_read_alone(tmp_path):
+    log = DecisionLog(LogConfig(path=str(tmp_path / "log"), max_bytes=4096))
+    log.begin(servers=[{"name": name} for name in SERVERS])
+    for i in range(12):
+        log.write(request(i, float(i)))
+    log.close()
+    assert (tmp_path / "log.1").exists()
+    both = (tmp_path / "log.1").read_bytes() + (tmp_path / "log").read_bytes()
+    (tmp_path / "both").write_bytes(both)
+    assert read_decision_log(tmp_path / "log").runs[0].servers == SERVERS
+    assert len(read_decision_log(tmp_path / "both").runs) == 1, "the header again is no new run"
+
+
+def test_a_header_longer_than_the_limit_does_not_turn_in_circles(tmp_path):
+    log = DecisionLog(LogConfig(path=str(tmp_path / "log"), max_bytes=4096))
+    log.begin(servers=[{"name": "x" * 50} for _ in range(200)])
+    log.write(request(0, 0.0))
+    log.close()
+    assert read_decision_log(tmp_path / "log").requests == 1
