@@ -182,5 +182,5 @@ def test_the_command(tmp_path):
     assert (tmp_path / "cdf.png").stat().st_size > 5000
     again = CliRunner().invoke(app, words)
     assert isinstance(again.exception, ConfigError) and "is there already" in str(again.exception)
-    row = json.loads(CliRunner().invoke(app, [*words, "--force", "--json"]).stdout)
+    row = json.loads(CliRunner().invoke(app, [*words, "--force", "--json", "--check"]).stdout)
     assert row["within_bar"] and row["measures"]["ttft"]["requests"] == 20

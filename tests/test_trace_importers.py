@@ -50,7 +50,8 @@ def test_a_log_that_the_router_wrote(tmp_path: Path) -> None:
     log.event("start", policy="index", servers=[])
     arrivals = np.round(np.random.default_rng(0).permutation(300) / 16, 6)
     for place, arrival_s in enumerate(arrivals):
-        log.write(request(float(arrival_s), prompt=place + 1, output=place + 2, max_tokens=place + 3))
+        fields = {"max_tokens": place + 3, "end_s": 20.0 + place / 1000 - float(arrival_s)}
+        log.write(request(float(arrival_s), prompt=place + 1, output=place + 2, **fields))
     log.close()
     assert (tmp_path / "d.jsonl.1").is_file(), "the test should see a rotated log"
     found = from_log([tmp_path / "d.jsonl.1", tmp_path / "d.jsonl"])

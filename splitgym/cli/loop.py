@@ -8,10 +8,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from splitgym.cli.imports import SkipBad
 from splitgym.cli.learning import contender_of
-from splitgym.cli.options import AsJson, make_folder, progress, say_stand_ins
+from splitgym.cli.options import AsJson, Force, make_folder, progress, refuse_to_replace, say_stand_ins
+from splitgym.cli.shell import FAILED
 from splitgym.config import ClusterConfig, load_yaml, make, parse_machines
-from splitgym.errors import ConfigError, SplitgymError
+from splitgym.errors import SplitgymError
 
 
 def load(
@@ -82,7 +84,7 @@ def _say_load(row: dict[str, Any]) -> None:
 
 
 def compare_log(
-    log: Annotated[Path, typer.Argument(help="Decision log of `splitgym route` (log.path).")],
+    logs: Annotated[list[Path], typer.Argument(help="Decision logs of `splitgym route`, oldest first.")],
     profile: Annotated[
         list[str] | None,
         typer.Option(help="Measured profile: FILE for all servers, or TYPE=FILE for a type; repeatable."),
@@ -102,7 +104,11 @@ def compare_log(
     ] = None,
     last: Annotated[int | None, typer.Option(min=1, help="Measure the newest so many requests only.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG with the CDFs.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the PNG.")] = False,
+    skip_bad: SkipBad = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with 1 unless p50 and p90 of TTFT and TBT are within 10 %.")
+    ] = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Replay a router's log in the simulator and report the error of TTFT, TBT and E2E.
@@ -114,8 +120,7 @@ def compare_log(
     from splitgym.trace.decision_log import read_decision_log
 
     if plot is not None:
-        if plot.exists() and not force:
-            raise ConfigError(f"--plot {plot}: is there already; name another file, or --force replaces it")
+        refuse_to_replace(plot, force, "--plot")
         make_folder(plot.parent, "--plot")
     given = None
     if cluster_file is not None:
@@ -129,7 +134,7 @@ def compare_log(
             batching={"rule": "vllm"},
             transfer={"mode": "serial"},
         )
-    traffic = read_decision_log(log)
+    traffic = read_decision_log(logs, skip_bad=skip_bad)
     with progress("simulating", min(last or traffic.requests, traffic.requests)) as (bar, task):
         found = comparing.compare_log(
             traffic,
@@ -143,11 +148,13 @@ def compare_log(
         comparing.plot(found, plot)
     if as_json:
         print(json.dumps(plain(found.as_dict()), indent=1, allow_nan=False))
-        return
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=TERMINAL_WIDTH)
-    console.print(comparing.table_of(found))
-    for note in found.notes:
-        print(f"note: {note}", file=sys.stderr)
-    print(found.verdict)
+    else:
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=TERMINAL_WIDTH)
+        console.print(comparing.table_of(found))
+        for note in found.notes:
+            print(f"note: {note}", file=sys.stderr)
+        print(found.verdict)
+    if check and not found.within_bar:
+        raise typer.Exit(FAILED)

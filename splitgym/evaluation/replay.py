@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from splitgym import profile as profiles
 from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig, from_mapping
-from splitgym.errors import ConfigError, TraceError
+from splitgym.errors import ConfigError
 from splitgym.evaluation.contenders import Contender, cluster_for
 from splitgym.sim import make_engine
 from splitgym.sim.live import Kind, Live, LiveRequest, live_engine
@@ -117,7 +117,7 @@ def decisions_of(run: LoggedRun, names: Sequence[str]) -> list[Pair]:
             continue
         for server in (request.prompt_server, request.token_server):
             if server not in place:
-                raise TraceError(f"line {request.line}: server {server!r} is none of {', '.join(names)}")
+                raise request.place.error(f"server {server!r} is none of {', '.join(names)}")
         found.append((place[request.prompt_server], place[request.token_server]))
     return found
 
@@ -226,9 +226,9 @@ def _check_fits(cluster: Cluster, requests: Sequence[LoggedRequest], pairs: Sequ
         need = request.prompt_tokens + request.output_tokens + 1
         for m in set(pair) - {-1}:
             if is_load(request) and need > capacity[m]:
-                raise TraceError(
-                    f"line {request.line}: {need} tokens of KV cache never fit server {m} "
-                    f"({capacity[m]} tokens by its profile); give the profile that was measured there"
+                raise request.place.error(
+                    f"{need} tokens of KV cache never fit server {m} ({capacity[m]} tokens by its profile); "
+                    "give the profile that was measured there"
                 )
 
 

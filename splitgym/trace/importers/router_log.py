@@ -1,11 +1,13 @@
 """The router's decision log (docs/deploy.md) as a trace.
 
 A log may hold several runs of the router: each began with a `start` line and counts `arrival_s` from its own
-beginning, by a clock that never jumps. Runs are put one after the other by the wall clock; where that clock
-was set back in between, a run follows right after the one before it.
+beginning, by a clock that never jumps; where it goes back, the router was started again. Runs are put one
+after the other by the wall clock; where that clock was set back in between, a run follows right after the one
+before it.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +23,8 @@ VERSION = 1
 OUTCOMES = ("ok", "client_error", "server_error", "refused", "disconnected")
 DRIFT_S = 1.0
 """The wall clock may move so much against the steady one before it is said."""
+BACK_S = 1.0
+"""Lines are written as requests end; one that ended so much earlier than those above is of another run."""
 _OPENING = '{"v":'
 
 
@@ -32,6 +36,8 @@ class Run:
     """Its `start` line: servers, model, policy; None where the log begins later."""
     requests: list[tuple[Place, dict[str, Any]]] = field(default_factory=list)
     events: list[tuple[Place, dict[str, Any]]] = field(default_factory=list)
+    latest_s: float = -math.inf
+    """When its last request ended, by its own clock."""
 
     @property
     def began_unix_s(self) -> float:
@@ -78,9 +84,19 @@ def read_log(paths: Sequence[str | Path], *, skip_bad: bool = False) -> RouterLo
             raise TraceError(f"{path}: no such decision log")
         for place, line in objects(path, notes, skip_bad=skip_bad, mend=_after_a_crash):
             _check(place, line)
+            if runs and _again(line, runs[-1].start):
+                continue
             if line["event"] == "start" or not runs:
                 runs.append(Run(line if line["event"] == "start" else None))
             if line["event"] == "request":
+                back_s = runs[-1].latest_s - _end_s(line)
+                if back_s > BACK_S:
+                    notes.append(
+                        f"{place.path}: line {place.line}: the router's clock goes back by {back_s:.6g} s: "
+                        "taken as another run, whose start line is not there"
+                    )
+                    runs.append(Run(_old_start(runs[-1])))
+                runs[-1].latest_s = max(runs[-1].latest_s, _end_s(line))
                 runs[-1].requests.append((place, line))
             else:
                 runs[-1].events.append((place, line))
@@ -153,10 +169,7 @@ def _beginnings(log: RouterLog, clock: Clock) -> list[float]:
             found.append(end_s)
             continue
         place = run.requests[0][0]
-        if run.drift_s > DRIFT_S:
-            log.notes.append(
-                f"run {number}: the wall clock moved by {run.drift_s:.6g} s; the router's own clock is used"
-            )
+        say_drift(log, number, run)
         begins_s = run.began_unix_s + shift_s
         first_s = begins_s + min(line["arrival_s"] for _, line in run.requests)
         if any(earlier.requests for earlier in log.runs[: number - 1]):
@@ -175,6 +188,30 @@ def _beginnings(log: RouterLog, clock: Clock) -> list[float]:
         end_s = max(end_s, begins_s + max(line["arrival_s"] for _, line in run.requests))
         found.append(begins_s)
     return found
+
+
+def say_drift(log: RouterLog, number: int, run: Run) -> None:
+    """A note where the wall clock moved within a run."""
+    if run.requests and run.drift_s > DRIFT_S:
+        log.notes.append(
+            f"run {number}: the wall clock moved by {run.drift_s:.6g} s; the router's own clock is used"
+        )
+
+
+def _again(line: dict[str, Any], start: dict[str, Any] | None) -> bool:
+    """The `start` line of a run that goes on: the router repeats it where it begins a new file."""
+    began = line.get("began_unix_s")
+    return line["event"] == "start" and began is not None and (start or {}).get("began_unix_s") == began
+
+
+def _old_start(run: Run) -> dict[str, Any] | None:
+    """What is known of the run after it: the servers are the same, it began at another time."""
+    return None if run.start is None else {k: v for k, v in run.start.items() if k != "began_unix_s"}
+
+
+def _end_s(line: dict[str, Any]) -> float:
+    end_s = line.get("end_s", 0.0)
+    return float(line["arrival_s"]) + (end_s if isinstance(end_s, int | float) and end_s == end_s else 0.0)
 
 
 def _check(place: Place, line: dict[str, Any]) -> None:
