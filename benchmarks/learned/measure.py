@@ -62,8 +62,8 @@ class Runs:
         return found[:, :, [self.case.loads.index(load) for load in loads]]
 
 
-def workloads_of(case: Case, cluster: Cluster) -> dict[tuple[int, int], Workload]:
-    """By place of the workload and of the load; without those for which the part is too short."""
+def workloads_of(case: Case, cluster: Cluster, bench: Bench) -> dict[tuple[int, int], Workload]:
+    """By place of the workload and of the load; without those that have no windows, which is said."""
     found = {}
     for i, name in enumerate(case.workloads):
         for j, load in enumerate(case.loads):
@@ -74,7 +74,8 @@ def workloads_of(case: Case, cluster: Cluster) -> dict[tuple[int, int], Workload
             try:
                 for window in range(case.windows):
                     workload.build(window, cluster.num_machines)
-            except TraceError:
+            except TraceError as error:
+                bench.say(f"{case.name}: left out: {error}")
                 continue
             found[i, j] = workload
     return found
@@ -90,11 +91,7 @@ def measure(case: Case, entrants: Sequence[Contender], bench: Bench) -> Runs:
     """
     config = case.config()
     cluster = Cluster.resolve(config)
-    there = workloads_of(case, cluster)
-    for i, name in enumerate(case.workloads):
-        for j, load in enumerate(case.loads):
-            if (i, j) not in there:
-                bench.say(f"{case.name}: {name} at {load:g} left out, the {case.part} part is too short")
+    there = workloads_of(case, cluster, bench)
     grid = [Variant({"model": case.model, "cluster": case.machines}, config)]
     total = len(entrants) * len(there) * case.windows
 

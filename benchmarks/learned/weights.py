@@ -1,8 +1,8 @@
 """Weights found by search, kept as small files beside this one, so that the benchmark needs no training.
 
-    python -m benchmarks.learned.weights RUN NAME "the command that made RUN"
+    python -m benchmarks.learned.weights RUN NAME "the command that made RUN" [latest]
 
-writes `weights/NAME.json` from the best model of a run folder of `es` or `cem`.
+writes `weights/NAME.json` from the best model of a run folder of `es` or `cem`, or the latest.
 """
 
 import json
@@ -37,8 +37,8 @@ def names(prefix: str) -> list[str]:
     return sorted(path.stem for path in FOLDER.glob(f"{prefix}*.json"))
 
 
-def keep(run: str | Path, name: str, command: str) -> Path:
-    """Write the best model of a run folder, with where it comes from.
+def keep(run: str | Path, name: str, command: str, which: str = "best") -> Path:
+    """Write the best or the latest model of a run folder, with where it comes from.
 
     Raises:
         ConfigError: no run of `es` or `cem`.
@@ -47,14 +47,18 @@ def keep(run: str | Path, name: str, command: str) -> Path:
     from agents.evolution import load_residual
     from agents.runs import RunFolder
 
-    config, best = load_config(run), json.loads((RunFolder(run).best / "metrics.json").read_text())
+    config, folder = load_config(run), RunFolder(run)
+    rows = folder.evaluations()
+    judged = json.loads((folder.best / "metrics.json").read_text()) if which == "best" else rows[-1]
     found: dict[str, Any] = {
         "algo": config.algo,
         "seed": config.seed,
         "command": command,
-        "generation": best.get("steps"),
-        "validation": {k: round(best[k], 4) for k in ("goodput", "fitness", "tail", "ttft_slowdown_p99")},
-        "weights": [float(w) for w in load_residual(run).weights],
+        "generation": int(judged["steps"]),
+        "validation": {
+            key: round(float(judged[key]), 4) for key in ("goodput", "fitness", "tail", "ttft_slowdown_p99")
+        },
+        "weights": [float(w) for w in load_residual(run, which).weights],
     }
     path = FOLDER / f"{name}.json"
     path.write_text(json.dumps(found, indent=0) + "\n")
@@ -62,6 +66,6 @@ def keep(run: str | Path, name: str, command: str) -> Path:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
+    if len(sys.argv) not in (4, 5):
         sys.exit(__doc__)
     print(keep(*sys.argv[1:]))
