@@ -4,11 +4,11 @@
         [--vllm-router EXECUTABLE] [--production-stack EXECUTABLE]
 
 In front of a server that costs next to nothing (benchmarks/http_load.py; two of them for split requests, one
-for each phase): directly, through `splitgym route`, and through other routers where they are installed, each in
-an environment of its own (`pip install vllm-router` is the Rust one; vllm-project/production-stack's installs
-from its source, on Python 3.12). A router has one core to itself, load and servers share the other. Requests
-per second are given by the clock, and by the CPU time of the router's process, which other work on the machine
-disturbs less.
+for each phase): directly, through `splitgym route`, and through other routers where they are installed, each
+in an environment of its own (`pip install vllm-router` is the Rust one; vllm-project/production-stack's
+installs from its source, on Python 3.12). A router has one core to itself, load and servers share the other.
+Requests per second are given by the clock, and by the CPU time of the router's process, which other work
+on the machine disturbs less.
 """
 
 import argparse

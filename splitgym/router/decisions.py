@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from splitgym import policy as bundles
 from splitgym import schedulers
+from splitgym.cluster import Cluster
 from splitgym.envs.action import next_allowed
 from splitgym.errors import ConfigError
 from splitgym.policy.find import complete
@@ -141,6 +142,21 @@ class Decisions:
         self.state.set_confine(deciders.confine)
         self._failed = 0
         self._suspended_until_ns = 0
+
+    def grow(self, cluster: Cluster) -> None:
+        """There are more servers from now on.
+
+        Args:
+            cluster: begins with the machines of the present one.
+
+        Raises:
+            ConfigError: the policy knows fewer machines; nothing has changed then.
+        """
+        grown = self.state.grown(cluster)
+        for scheduler in (self.deciders.routing, self.deciders.sizing):
+            scheduler.reset(grown, self._seed)
+        self.state.adopt(cluster, grown)
+        self.swap(self.deciders)
 
     def route(
         self, prompt_tokens: int, max_tokens: int | None, attempt: int, avoid: Iterable[int] = ()

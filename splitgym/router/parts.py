@@ -163,12 +163,7 @@ class Parts:
         configs = (*(server.config for server in self.servers), config)
         # A confined cluster may for a while hold one pool only; what is being added is checked alone.
         cluster = Cluster.resolve(self.config.cluster(configs))
-        grown = self.state.grown(cluster)
-        deciders = self.decisions.deciders
-        for scheduler in (deciders.routing, deciders.sizing):
-            scheduler.reset(grown, 0)
-        self.state.adopt(cluster, grown)
-        self.decisions.swap(deciders)
+        self.decisions.grow(cluster)
         server = self._server(len(self.servers), replace(config))
         self.servers.append(server)
         if config.kv_tokens is not None:

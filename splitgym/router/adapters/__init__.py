@@ -1,0 +1,1 @@
+"""Our policy inside other routers: see docs/adapters.md."""
