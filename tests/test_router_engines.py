@@ -1,12 +1,10 @@
 """The router in front of simulated engines: the real protocol, real timing, real trouble."""
 
 import asyncio
-import contextlib
 import json
 import ssl
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +13,6 @@ import pytest
 
 from splitgym.policy import load
 from splitgym.router.engine import EngineOptions, running
-from splitgym.types import Pool
 from tests.fake_vllm import Client, FakeVllm, in_loop, routed
 
 OPTIONS = EngineOptions(engines=4, port=0, time_scale=20.0, mean_output_tokens=0.0)
@@ -24,12 +21,6 @@ OPTIONS = EngineOptions(engines=4, port=0, time_scale=20.0, mean_output_tokens=0
 def names(engines):
     """What `routed` needs of the engines."""
     return [SimpleNamespace(name="abcd"[i], url=host.url) for i, host in enumerate(engines.hosts)]
-
-
-def own_tasks():
-    """Tasks but for those of idle connections, which aiohttp keeps."""
-    found = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]
-    return len([name for name in found if name != "RequestHandler.start"])
 
 
 async def metric(session, url, name, **labels):
@@ -92,71 +83,6 @@ async def test_a_killed_engine_loses_no_request_that_had_not_begun():
         await client.until(lambda: not client.router.parts.servers[0].healthy)
         state = client.router.parts.state
         assert not any(state.busy(m) for m in range(4)) and client.router.parts.active == 0
-
-
-@in_loop
-async def test_a_little_chaos():
-    """Faults of every kind for a few seconds: nothing that could be retried is lost, nothing is left over."""
-    over = {
-        "limits": {"attempts": 6, "prompt_s": 1.0, "idle_s": 1.0, "queue_s": 5.0},
-        "health": {"failures": 4},
-    }
-    async with contextlib.AsyncExitStack() as stack:
-        engines = await stack.enter_async_context(running(replace(OPTIONS, time_scale=50.0)))
-        client = await stack.enter_async_context(routed(names(engines), "PPTT", **over))
-        model = engines.hosts[0].server.model.name
-        before = own_tasks()
-        kept = engines.hosts[0].server.faults.options
-        tasks = []
-        for i in range(240):
-            fields = {"model": model, "prompt": f"word {i} " * 50, "max_tokens": 10}
-            tasks.append(asyncio.create_task(client.stream(**fields) if i % 2 else client.complete(fields)))
-            host = engines.hosts[(i // 30) % 4]
-            if i % 30 == 5:
-                host.server.faults.options = replace(
-                    kept, error_probability=0.2, reset_probability=0.2, malformed_probability=0.2
-                )
-            if i % 30 == 10:
-                host.server.faults.stall(0.3)
-            if i % 30 == 25:
-                host.server.faults.options = kept
-            if i == 100:
-                await engines.hosts[1].kill()
-            if i == 160:
-                await engines.hosts[1].start()
-            if i % 40 == 20:
-                pools = client.router.pools
-                m = (i // 40) % 4
-                home = client.router.parts.state.home(m)
-                if not pools._moving:
-                    try:
-                        pools.move(
-                            client.router.parts.servers[m],
-                            Pool.TOKEN if home is Pool.PROMPT else Pool.PROMPT,
-                            "chaos",
-                        )
-                    except Exception as error:
-                        assert "would have" in str(error)
-            await asyncio.sleep(0.01)
-        answers = await asyncio.gather(*tasks, return_exceptions=True)
-        broken = 0
-        for answer in answers:
-            assert not isinstance(answer, BaseException), answer
-            assert answer[0] == 200, answer
-            if isinstance(answer[1], list):  # a stream: whole, or it says that it broke after its first byte
-                texts, events = answer[1:]
-                if events[-1] != "[DONE]":
-                    broken += 1
-                    assert texts and "broke off" in events[-1]
-            else:
-                assert json.loads(answer[2])["usage"]["completion_tokens"] == 10
-        assert broken < 60
-        parts = client.router.parts
-        await client.until(lambda: parts.active == 0 and parts.upstream.connections <= 4)
-        assert not any(parts.state.busy(m) for m in range(4))
-        assert all(server.active == 0 for server in parts.servers) and parts.gate.waiting == 0
-        await asyncio.sleep(0.2)
-        assert own_tasks() <= before, "no tasks are left behind"
 
 
 # ---- the command ------------------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 import asyncio
 import hmac
 import ipaddress
+import logging
 import time
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from splitgym.router.protocol import Refused
 
@@ -83,6 +85,22 @@ class Door:
                     del self._silent[protocol]
                 elif since < late:
                     protocol.transport.abort()
+
+
+class _NotHttp(logging.Filter):
+    """Drops what a client alone is to blame for; anybody could fill the log with it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        found = record.exc_info[1] if record.exc_info else None
+        return not isinstance(found, HttpProcessingError | ConnectionError)
+
+
+def http_log() -> logging.Logger:
+    """What aiohttp's server logs to."""
+    log = logging.getLogger("splitgym.router.http")
+    if not log.filters:
+        log.addFilter(_NotHttp())
+    return log
 
 
 class _Closed(asyncio.Protocol):

@@ -13,9 +13,9 @@ from aiohttp import web
 from yarl import URL
 
 from splitgym.errors import ConfigError, SplitgymError
-from splitgym.router.access import Door, Keys
+from splitgym.router.access import Door, Keys, http_log
 from splitgym.router.admin import Admin
-from splitgym.router.call import multi, read_body, refusal
+from splitgym.router.call import gone, multi, read_body, refusal
 from splitgym.router.config import RouterConfig
 from splitgym.router.handler import Handler
 from splitgym.router.health import Watch
@@ -125,6 +125,7 @@ class Router:
             app,
             handler_cancellation=True,  # a client that goes cancels its request
             access_log=None,
+            logger=http_log(),
             max_line_size=listen.max_header_bytes,
             max_field_size=listen.max_header_bytes,
             keepalive_timeout=75.0,
@@ -172,8 +173,8 @@ class Router:
             return refusal(refused)
         except web.HTTPException as error:
             return refusal(Refused(error.status, error.reason, "InvalidRequestError"))
-        except (asyncio.CancelledError, ConnectionError):
-            raise
+        except ConnectionError:
+            return gone(request)
         except Exception as error:
             print(f"router: {type(error).__name__} in {request.method} {request.path}", file=sys.stderr)
             return refusal(Refused(500, "internal error of the router", "InternalServerError"))

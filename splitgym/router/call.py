@@ -97,6 +97,13 @@ def plain(status: int, headers: Headers, body: bytes) -> web.Response:
     return web.Response(status=status, headers=multi(headers), body=body)
 
 
+def gone(request: web.Request) -> web.Response:
+    """Hang up on a client that went away; what is returned reaches nobody, and is no error to aiohttp."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response(status=499)
+
+
 def refusal(refused: Refused) -> web.Response:
     """An error object."""
     headers = {}

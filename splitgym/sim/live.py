@@ -297,9 +297,11 @@ class Live(SimpyEngine):
             self._tell(job)
         for job in iteration.decodes:
             self._tell(job)
-        for job in [j for j in self._leaving if machine.index in (j.prompt_machine, j.token_machine)]:
-            del self._leaving[job]
-            self._leave(job)
+        # Those of this iteration only: a job whose cache was pulled names two machines and runs on one.
+        for job in [*iteration.prompts, *iteration.decodes] if self._leaving else ():
+            if job in self._leaving:
+                del self._leaving[job]
+                self._leave(job)
 
     def _tell(self, job: Job) -> None:
         """Tell the owner of tokens that it has not heard of."""

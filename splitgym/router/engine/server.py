@@ -14,6 +14,7 @@ from typing import Any
 
 from aiohttp import web
 
+from splitgym.router.call import gone
 from splitgym.router.engine import answers
 from splitgym.router.engine.caches import Caches, SideChannel, Ticket
 from splitgym.router.engine.call import Call, Model, Part, chat_call, completion_call
@@ -127,8 +128,8 @@ class EngineServer:
         except web.HTTPException as error:
             detail = {404: "Not Found", 405: "Method Not Allowed"}.get(error.status, error.reason)
             return _json({"detail": detail}, error.status)
-        except (asyncio.CancelledError, ConnectionError):
-            raise
+        except ConnectionError:
+            return gone(request)
         except Exception:
             log.exception("%s %s", request.method, request.path)
             return _json(internal_error().body, 500)
