@@ -8,17 +8,15 @@ The method is described in docs/profiles.md.
 
 import argparse
 import csv
-import json
-import re
 import statistics
 import sys
 from collections import defaultdict
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from curves import BATCH_PROMPT, Point, PromptFit, TokenFit, errors, isotonic, run_errors
-
 from splitgym.errors import ProfileError
+from splitgym.profile.curves import BATCH_PROMPT, Point, PromptFit, TokenFit, errors, isotonic, run_errors
+from splitgym.profile.measured import as_text
 from splitgym.profile.specs import MachineSpec, ModelSpec, machines, models
 from splitgym.resources import data_folder
 
@@ -161,12 +159,6 @@ def profile(all_measured: dict[Key, Measured], key: Key) -> dict[str, object]:
     }
 
 
-def text(content: dict[str, object]) -> str:
-    """JSON with one line a list."""
-    raw = json.dumps(content, indent=2)
-    return re.sub(r"\[\s+([^\]]*?)\s+\]", lambda m: "[" + re.sub(r"\s+", " ", m[1]) + "]", raw) + "\n"
-
-
 def report(all_measured: dict[Key, Measured]) -> str:
     """The table of errors, as Markdown. Its last row is the mean over models and machines on whole machines.
 
@@ -251,7 +243,7 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     for key in sorted(measured):
         name = f"{key[0]}_{key[1]}_tp{key[2]}.json"
-        (options.out / name).write_text(text(profile(measured, key)))
+        (options.out / name).write_text(as_text(profile(measured, key)))
     print(report(measured), end="")
     if options.plot:
         plot(measured, options.plot)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitgym import profile as profiles
-from splitgym.config import ClusterConfig, VllmBatchingConfig
+from splitgym.config import ClusterConfig, SloConfig, VllmBatchingConfig
 from splitgym.errors import ConfigError, TraceError
 from splitgym.profile import Profile, ProfileTables, stack_tables
 from splitgym.trace import Trace
@@ -31,11 +31,13 @@ class Cluster:
     def resolve(cls, config: ClusterConfig) -> "Cluster":
         """Load the profiles that `config` names.
 
+        A model that only a profile file knows was measured on no other machine: where the configuration
+        names no reference for its slowdowns, its first machine is the reference.
+
         Raises:
             ProfileError: no such profile, or the model does not fit the machine.
         """
-        slo = config.slo
-        rows = [profiles.load(config.model, slo.reference_machine, slo.reference_tensor_parallel)]
+        rows = [_reference(config)]
         machine_row: list[int] = []
         for group in config.machines:
             found = profiles.load(config.model, group.machine, group.tensor_parallel)
@@ -150,3 +152,12 @@ class Cluster:
                 f"{smallest} ({self.profile_of(smallest).machine.name}, {capacity} tokens); "
                 "drop the row or use a larger machine"
             )
+
+
+def _reference(config: ClusterConfig) -> Profile:
+    """The machine that slowdowns are measured against."""
+    slo, first = config.slo, config.machines[0]
+    named = SloConfig(slo.ttft_slowdown, slo.tbt_slowdown) != slo
+    if not named and first.machine.endswith(profiles.SUFFIXES) and config.model not in profiles.models():
+        return profiles.load(config.model, first.machine, first.tensor_parallel)
+    return profiles.load(config.model, slo.reference_machine, slo.reference_tensor_parallel)

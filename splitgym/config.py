@@ -157,12 +157,14 @@ class ClusterConfig:
         return sum(g.count for g in self.machines)
 
 
-_GROUP = re.compile(r"^(?P<machine>[a-z0-9.-]+?)(?:/tp(?P<tp>\d+))?:(?P<counts>(?:\d+[PTM])+)$")
+_GROUP = re.compile(r"^(?P<machine>[A-Za-z0-9._~/-]+?)(?:/tp(?P<tp>\d+))?:(?P<counts>(?:\d+[PTM])+)$")
 _POOLS: dict[str, Literal["prompt", "token", "mixed"]] = {"P": "prompt", "T": "token", "M": "mixed"}
 
 
 def parse_machines(text: str) -> tuple[MachineGroup, ...]:
     """Machine groups from a short text: `h100-80gb:5P3T`, `h100-80gb:4P+a100-80gb:4T`, `h100-80gb/tp4:8M`.
+
+    A machine may be the path of a profile file: `mine.json/tp1:2P2T`.
 
     Raises:
         ConfigError: the text has another form.

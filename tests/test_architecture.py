@@ -13,6 +13,7 @@ PACKAGE = ROOT / "splitgym"
 
 ROOMS = (
     ("__init__", "__main__", "cli"),
+    ("measuring",),
     ("router",),
     ("policy",),
     ("provisioning",),

@@ -11,11 +11,12 @@ import pytest
 
 from splitgym import profile as profiles
 from splitgym.errors import ProfileError
+from splitgym.profile import curves
 from splitgym.resources import data_folder
 
 FOLDER = Path(__file__).resolve().parent.parent / "profiles"
 sys.path.insert(0, str(FOLDER))
-import curves  # noqa: E402
+
 import fit  # noqa: E402
 
 DATA = (data_folder() or Path("unset")) / "splitwise-sim" / "perf_model.csv"

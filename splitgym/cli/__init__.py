@@ -15,6 +15,7 @@ from splitgym.cli import (
     fidelity,
     imports,
     loop,
+    measure,
     saturation,
     simulate,
 )
@@ -53,6 +54,7 @@ app.add_typer(trace_app, name="trace")
 
 profile_app = App(help="Profiles: times, memory and power of a model on a machine.")
 profile_app.command("list")(data.profile_list)
+profile_app.command("measure")(measure.profile_measure)
 app.add_typer(profile_app, name="profile")
 
 

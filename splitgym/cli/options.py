@@ -118,12 +118,12 @@ def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def numbers(text: str) -> list[float]:
+def numbers(text: str, what: str = "rates", example: str = "17,19,21") -> list[float]:
     """The numbers of a comma-separated list."""
     try:
         return [float(word) for word in words(text)]
     except ValueError:
-        raise ConfigError(f"rates {text!r}: expected numbers such as 17,19,21") from None
+        raise ConfigError(f"{what} {text!r}: expected numbers such as {example}") from None
 
 
 def resolve(text: str, model: str, file: Path | None) -> "Cluster":

@@ -17,7 +17,8 @@ from splitgym.profile.specs import MachineSpec, ModelSpec, build, machines, mode
 from splitgym.resources import shipped
 from splitgym.types import to_ns
 
-_SUFFIXES = (".json", ".yaml", ".yml")
+SUFFIXES = (".json", ".yaml", ".yml")
+"""A machine type that ends in one of these is the path of a profile file."""
 
 
 def _check_knots(what: str, x: tuple[int, ...], curves: dict[str, tuple[float, ...]], least: int) -> None:
@@ -147,7 +148,7 @@ def load(model: str, machine: str, tensor_parallel: int = 8) -> Profile:
     Raises:
         ProfileError: unknown names, no measurement, or the model does not fit.
     """
-    if machine.endswith(_SUFFIXES):
+    if machine.endswith(SUFFIXES):
         found = load_file(machine)
         if (found.model.name, found.tensor_parallel) != (model, tensor_parallel):
             raise ProfileError(
@@ -185,7 +186,7 @@ def find(text: str) -> Profile:
     Raises:
         ProfileError: nothing of that name, or another form.
     """
-    if text.endswith((".json", ".yaml", ".yml")):
+    if text.endswith(SUFFIXES):
         return load_file(text)
     parts = text.rsplit("_", 2) if text in names() else text.split("/")
     gpus = parts[2].removeprefix("tp") if len(parts) == 3 else "8"

@@ -1,4 +1,4 @@
-"""The shapes that profiles/fit.py fits, and their error on points held out. The method: docs/profiles.md."""
+"""The shapes that profiles are fitted with, and their error on points held out (docs/profiles.md)."""
 
 import math
 import statistics
@@ -9,11 +9,12 @@ from itertools import pairwise
 import numpy as np
 
 Point = tuple[int, int]  # (prompt tokens, batch size)
+TokenPoint = tuple[int, float]  # (batch size, context of the whole batch)
 
 FORMED_TOKENS = 2048
 """The paper's machines batch prompts up to here; a longer prompt runs alone."""
 SINGLE_TOKENS = 8192
-"""Single prompts were measured up to here."""
+"""As far as here, or as single prompts were measured, a curve follows single prompts."""
 FOLDS = 5
 BATCH_PROMPT = 512
 """Batches were measured at this prompt length only."""
@@ -108,7 +109,7 @@ class PromptFit:
             if n <= FORMED_TOKENS:
                 knots[n] = math.sqrt(value(single, n) * value(batched, n))
             else:
-                knots[n] = value(single, n) if n <= SINGLE_TOKENS else self.batched[n]
+                knots[n] = value(single, n) if n <= max(SINGLE_TOKENS, *self.single) else self.batched[n]
         return with_middles(never_decreasing(knots))
 
 
@@ -132,10 +133,38 @@ class TokenFit:
             with_middles(dict(zip(batches, isotonic([raw[b] for b in batches], weights), strict=True))), slope
         )
 
+    @classmethod
+    def joint(cls, points: dict[TokenPoint, float], least_slope: float) -> "TokenFit":
+        """One slope for all batches, from points at several contexts; the base is what it leaves.
+
+        Least squares of the relative errors: each batch size has its own base, made non-decreasing after.
+
+        Args:
+            points: ms by (batch, context of the whole batch).
+            least_slope: the slope is at least this [ms a context token].
+        """
+        batches = sorted({b for b, _ in points})
+        above, below = 0.0, 0.0
+        for batch in batches:
+            rows = np.array([(c, t) for (b, c), t in points.items() if b == batch])
+            weights = rows[:, 1] ** -2
+            off = rows - np.average(rows, axis=0, weights=weights)
+            above += float((weights * off[:, 0] * off[:, 1]).sum())
+            below += float((weights * off[:, 0] ** 2).sum())
+        slope = max(above / below if below > 0 else 0.0, least_slope)
+        left = {b: [t - slope * c for (b_, c), t in points.items() if b_ == b] for b in batches}
+        raw = [statistics.fmean(left[b]) for b in batches]
+        base = isotonic(raw, [len(left[b]) for b in batches])
+        return cls(with_middles(dict(zip(batches, base, strict=True))), slope)
+
     def predict(self, point: Point) -> float:
         """Time of a point [ms]."""
         prompt, batch = point
-        return value(self.base, batch) + self.slope * prompt * batch
+        return self.time(batch, prompt * batch)
+
+    def time(self, batch: int, context: float) -> float:
+        """Time of an iteration with this context of the whole batch [ms]."""
+        return value(self.base, batch) + self.slope * context
 
 
 def isotonic(values: list[float], weights: list[int]) -> list[float]:
@@ -165,16 +194,8 @@ class Errors:
 def errors(prompt: dict[Point, float], token: dict[Point, float], roofline: float) -> Errors:
     """Leave one (prompt, batch) point out, fit to the others, predict it; the ends of a series stay in."""
     fit, curve = PromptFit.fit(prompt), PromptFit.fit(prompt).curve()
-    held, formed, tokens = [], [], []
-    most = max(p * b for p, b in prompt)
-    for point, t in prompt.items():
-        n = point[0] * point[1]
-        if n in (min(fit.single), most):
-            continue
-        rest = PromptFit.fit({p: v for p, v in prompt.items() if p != point})
-        held.append(rest.predict(point) / t - 1)
-        if point[1] == 1 or n <= FORMED_TOKENS:
-            formed.append(value(rest.curve(), n) / t - 1)
+    held, formed = held_out_prompts(prompt)
+    tokens = []
     last_batch = max(b for _, b in token)
     for point, t in token.items():
         if point in ((min(fit.single), 1), (max(fit.single), 1), (BATCH_PROMPT, last_batch)):
@@ -190,6 +211,34 @@ def errors(prompt: dict[Point, float], token: dict[Point, float], roofline: floa
         token_held_out=mape(tokens),
         token_all=mape([full.predict(p) / t - 1 for p, t in token.items()]),
     )
+
+
+def held_out_prompts(prompt: dict[Point, float]) -> tuple[list[float], list[float]]:
+    """Relative errors of points left out: of the fit, and of the curve over batches that are formed."""
+    held, formed = [], []
+    least = min(p for p, b in prompt if b == 1)
+    most = max(p * b for p, b in prompt)
+    for point, t in prompt.items():
+        n = point[0] * point[1]
+        if n in (least, most):
+            continue
+        rest = PromptFit.fit({p: v for p, v in prompt.items() if p != point})
+        held.append(rest.predict(point) / t - 1)
+        if point[1] == 1 or n <= FORMED_TOKENS:
+            formed.append(value(rest.curve(), n) / t - 1)
+    return held, formed
+
+
+def held_out_tokens(points: dict[TokenPoint, float], least_slope: float) -> list[float]:
+    """Relative errors of points left out; the ends in batch size stay in."""
+    found = []
+    ends = {min(points)[0], max(points)[0]}
+    for point, t in points.items():
+        if point[0] in ends and sum(b == point[0] for b, _ in points) == 1:
+            continue
+        rest = TokenFit.joint({p: v for p, v in points.items() if p != point}, least_slope)
+        found.append(rest.time(*point) / t - 1)
+    return found
 
 
 @dataclass(frozen=True)
