@@ -136,10 +136,74 @@ def tune(
     print(f"train with it: python train.py --config {found.folder / 'best.yaml'}")
 
 
+def improve(
+    logs: Annotated[list[Path], typer.Argument(help="Decision logs of `splitgym route`, oldest first.")],
+    bundle: Annotated[str, typer.Option(help="The old bundle: a folder, or pretrained:NAME.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the new bundle, if it wins.")],
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Folder of the improvement; default OUT.run.")
+    ] = None,
+    generations: Annotated[int, typer.Option(min=1, help="Of the search.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same result.")] = 0,
+    tail: Annotated[
+        float, typer.Option(min=1, help="The p99 of the TTFT slowdown may grow by this factor, if above 6.")
+    ] = 1.1,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(help="Measured profile: FILE for all servers, or TYPE=FILE for a type; repeatable."),
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave lines out that are no JSON object.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Begin anew, and replace a bundle at --out.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a sentence.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Retrain a bundle on the traffic that a router logged; a new bundle comes only if it wins.
+
+    The first 70 % of the log are learned from, the newest 30 % judge old against new. The same command goes
+    on where it was interrupted.
+
+    Example: splitgym improve decisions.jsonl --bundle my-policy --out my-policy-2
+    """
+    import json
+    import sys
+
+    from agents.improve import ImproveOptions
+    from agents.improve import improve as run
+    from splitgym.cli.shell import INTERRUPTED
+
+    folder = run_dir or out.with_name(f"{out.name}.run")
+    options = ImproveOptions(generations, seed, tail, tuple(profile or ()), skip_bad)
+    found = run(
+        logs,
+        bundle,
+        out,
+        folder,
+        options,
+        force=force,
+        show=not quiet,
+        say=lambda text: print(text, file=sys.stderr),
+    )
+    if found.interrupted:
+        print(f"{found.sentence}: the same command goes on in {folder}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
+    if as_json:
+        print(json.dumps(found.content, indent=1))
+        return
+    print(found.sentence)
+    print(f"report   {folder / 'report.html'}")
+    if found.won:
+        print(f"bundle   {out}")
+
+
 def register(app: typer.Typer) -> None:
     """Add the learning commands to the `splitgym` command."""
     app.command()(train)
     app.command()(tune)
+    app.command()(improve)
 
 
 def contender(run: str, cluster: ClusterConfig) -> "Contender":

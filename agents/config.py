@@ -179,7 +179,8 @@ class EvolutionConfig:
         "shifting:azure-conv~azure-code",
         "mixed:azure-conv+azure-code",
     )
-    """Drawn evenly, from the train part."""
+    """Drawn evenly, from the train part. One with a rate of its own (`stamps:FILE@x1`) has no load and
+    is taken as recorded."""
     loads: tuple[float, float] = (0.8, 1.35)
     """Fractions of saturation, drawn uniformly."""
     scenarios: int = Field(default=10, ge=1)

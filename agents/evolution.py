@@ -23,8 +23,11 @@ from agents.config import RunConfig
 from agents.runs import RunFolder
 from agents.search import CrossEntropy, EvolutionStrategies, Search, first_weights
 from splitgym.errors import ConfigError
+from splitgym.policy import is_bundle, load
+from splitgym.policy.find import locate
 from splitgym.schedulers import Residual
-from splitgym.schedulers.residual import index_weights, layout, pack, unpack
+from splitgym.schedulers.index import HINGES, Index
+from splitgym.schedulers.residual import NETWORK_AT, index_weights, layout, pack, unpack
 
 Floats = NDArray[np.float64]
 
@@ -66,12 +69,26 @@ def read_arrays(path: Path) -> tuple[Floats, dict[str, Floats]]:
 def make_search(config: RunConfig) -> Search:
     """A fresh search."""
     evolution = config.evolution
-    start = None if evolution.start is None else read_arrays(newest_model(RunFolder(evolution.start)))[0]
+    start = None if evolution.start is None else _start(evolution.start)
     if config.algo == "cem":
         return CrossEntropy(evolution, index_weights() if start is None else start)
     if start is None:
         start = first_weights(evolution.hidden, np.random.default_rng([config.seed, 0, _FIRST]))
     return EvolutionStrategies(evolution, start, len(unpack(start)["input_bias"]))
+
+
+def _start(text: str) -> Floats:
+    """Weights of a run folder, or of a bundle of the residual or the index."""
+    if not is_bundle(text):
+        return read_arrays(newest_model(RunFolder(text)))[0]
+    routing = getattr(load(locate(text)), "routing", None)
+    if isinstance(routing, Residual):
+        return np.array(routing.params)
+    if not isinstance(routing, Index):
+        raise ConfigError(f"evolution.start: {text} is no bundle of the residual or the index")
+    weights = index_weights()
+    weights[:NETWORK_AT] = [*routing.params, *HINGES]
+    return weights
 
 
 def newest_model(folder: RunFolder, which: str = "best") -> Path:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,9 +131,12 @@ _find = cache(find)
 
 
 def _scenario(config: RunConfig, cluster: Cluster, text: str, load: float, seed: int, part: str) -> Scenario:
-    rate = load * known_or_measured(cluster, text)
     own = config.workload
-    workload = parse(f"{text}@{rate}", part=part, warmup_s=own.warmup_s, duration_s=own.episode_s)
+    fields: dict[str, Any] = {"part": part, "warmup_s": own.warmup_s, "duration_s": own.episode_s}
+    if "@" in text:  # a rate of its own: recorded traffic of this very cluster
+        workload = parse(text, copies=1, **fields)
+    else:
+        workload = parse(f"{text}@{load * known_or_measured(cluster, text)}", **fields)
     return Scenario(cluster, workload, workload.build(seed, cluster.num_machines, _find))
 
 

@@ -4,10 +4,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from splitgym.config import to_mapping
+from splitgym.config import ClusterConfig, MachineGroup, make, to_mapping
+from splitgym.evaluation import parse
 from splitgym.router.records import Attempt, Record
 
 SERVERS = ("p0", "p1", "t0", "t1")
+CONFIG = make(
+    ClusterConfig,
+    model="llama2-70b",
+    machines=[MachineGroup(pool=pool) for pool in ("prompt", "prompt", "token", "token")],
+    batching={"rule": "vllm"},
+    transfer={"mode": "serial"},
+)
+"""What a router with these servers assumes of them."""
 
 
 def start(
@@ -59,3 +68,15 @@ def write(path: Path, *lines: dict[str, Any] | bytes) -> Path:
         for line in lines:
             file.write(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n")
     return path
+
+
+def busy_log(path: Path, cluster: Any, rate_per_s: float, duration_s: float, seed: int = 0) -> Path:
+    """A log of Poisson arrivals with the sizes of `azure-code-synth`; only these two mean something."""
+    trace = parse(f"poisson:azure-code-synth@{rate_per_s}", duration_s=duration_s, warmup_s=0.0, part="all")
+    rows = trace.build(seed)
+    columns = (rows.arrival_s.round(6), rows.prompt_tokens, rows.output_tokens)
+    lines = [
+        request(i, a, prompt_tokens=p, output_tokens=o, max_tokens=None)
+        for i, (a, p, o) in enumerate(zip(*(column.tolist() for column in columns)))
+    ]
+    return write(path, start(cluster), *lines)

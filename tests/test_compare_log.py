@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from logs import SERVERS, request, start, write
+from logs import CONFIG, SERVERS, request, start, write
 from tiny import Fixed, Moves
 from typer.testing import CliRunner
 
 from splitgym.cli import app
 from splitgym.cluster import Cluster
-from splitgym.config import ClusterConfig, MachineGroup, make
+from splitgym.config import MachineGroup
 from splitgym.errors import ConfigError, TraceError
 from splitgym.evaluation import contender
 from splitgym.evaluation.compare_log import compare_log
@@ -21,14 +21,6 @@ from splitgym.sim.simpy_engine import simpy_engine
 from splitgym.trace import Trace
 from splitgym.trace.decision_log import read_decision_log
 from splitgym.types import NS_PER_S
-
-CONFIG = make(
-    ClusterConfig,
-    model="llama2-70b",
-    machines=[MachineGroup(pool=pool) for pool in ("prompt", "prompt", "token", "token")],
-    batching={"rule": "vllm"},
-    transfer={"mode": "serial"},
-)
 
 
 def simulated_log(path, pairs, seed=0, count=60, gap_s=0.08):

@@ -56,10 +56,28 @@ def cluster_of(
         given: in place of what the log says; machines in the order of the servers.
 
     Raises:
-        ConfigError: the log has no cluster and none is given, or one of another size.
+        ConfigError: see `config_of`; or a cluster of another size.
         ProfileError: a profile that cannot be used.
     """
     names = run.servers or tuple(sorted(_named(run.requests)))
+    config = config_of(run, profile, given)
+    if config.num_machines != len(names):
+        raise ConfigError(
+            f"the cluster has {config.num_machines} machines, the log has {len(names)} servers "
+            f"({', '.join(names[:8])}): give one machine a server, in the same order"
+        )
+    return Cluster.resolve(replace(config, faults=(), confine=False)), names
+
+
+def config_of(
+    run: LoggedRun, profile: Sequence[str] = (), given: ClusterConfig | None = None
+) -> ClusterConfig:
+    """The same as a configuration, with the pools and rules that the router assumed.
+
+    Raises:
+        ConfigError: the log has no cluster and none is given.
+        ProfileError: a profile that cannot be used.
+    """
     config = given
     if config is None:
         if run.cluster is None:
@@ -70,12 +88,7 @@ def cluster_of(
         config = from_mapping(ClusterConfig, run.cluster, "the log's start line: cluster")
     for text in profile:
         config = with_profile(config, text)
-    if config.num_machines != len(names):
-        raise ConfigError(
-            f"the cluster has {config.num_machines} machines, the log has {len(names)} servers "
-            f"({', '.join(names[:8])}): give one machine a server, in the same order"
-        )
-    return Cluster.resolve(replace(config, faults=(), confine=False)), names
+    return config
 
 
 def with_profile(config: ClusterConfig, text: str) -> ClusterConfig:
@@ -241,4 +254,13 @@ def _named(requests: Sequence[LoggedRequest]) -> set[str]:
     }
 
 
-__all__ = ["Times", "cluster_of", "decide", "decisions_of", "is_load", "simulate", "with_profile"]
+__all__ = [
+    "Times",
+    "cluster_of",
+    "config_of",
+    "decide",
+    "decisions_of",
+    "is_load",
+    "simulate",
+    "with_profile",
+]

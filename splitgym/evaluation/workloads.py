@@ -57,6 +57,11 @@ class Workload:
     """`shifting`: one wave from the first trace to the second and back; None is the whole run."""
     fraction: float = Field(default=0.5, ge=0, le=1)
     """`mixed`: share of requests of the second trace."""
+    pieces: int | None = Field(default=None, ge=1)
+    """`stamps`: cut the part into so many equal pieces; seed k begins at the k-th. None: windows begin at
+    random, and may overlap."""
+    copies: int | None = Field(default=None, ge=1)
+    """`stamps`: rotated copies that are superposed; None: by the size of the cluster."""
 
     def __post_init__(self) -> None:
         wanted = 2 if self.kind in _JOINED_BY else 1
@@ -117,7 +122,7 @@ class Workload:
         return traces.poisson(both, self.rate_per_s, self.end_s, seed)
 
     def _stamps(self, one_part: Trace, seed: int, machines: int) -> Trace:
-        copies = -(-machines // MACHINES_PER_COPY)
+        copies = self.copies or -(-machines // MACHINES_PER_COPY)
         speed = self.speed
         if self.rate_per_s is not None:
             speed = self.rate_per_s / (copies * one_part.rate_per_s)
@@ -130,8 +135,24 @@ class Workload:
         rng = np.random.default_rng(seed)
         source = traces.superpose(one_part, copies, rng) if copies > 1 else one_part
         length = self.end_s * speed  # of the window, in the trace's own time
-        start = float(rng.uniform(0.0, max(0.0, source.duration_s - length)))
+        if self.pieces is not None:
+            start = self._piece(seed, source.duration_s, length)
+        else:
+            start = float(rng.uniform(0.0, max(0.0, source.duration_s - length)))
         return traces.speed_up(traces.window(source, start, start + length), speed)
+
+    def _piece(self, seed: int, lasts_s: float, length_s: float) -> float:
+        """Where the piece of a seed begins."""
+        assert self.pieces is not None
+        piece_s = lasts_s / self.pieces
+        if seed >= self.pieces:
+            raise TraceError(f"workload {self.name}: there are {self.pieces} pieces, seed {seed} has none")
+        if length_s > piece_s:
+            raise TraceError(
+                f"workload {self.name}: a piece lasts {piece_s:.1f} s, the window needs {length_s:.1f} s: "
+                "take fewer pieces or a shorter window"
+            )
+        return seed * piece_s
 
 
 def parse(text: str, **fields: object) -> Workload:
