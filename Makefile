@@ -5,18 +5,18 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-CODE := splitgym agents train.py tests benchmarks profiles traces docs/generate.py
+CODE := splitgym agents train.py tests benchmarks profiles traces docs/generate.py docs/figures.py docs/notebooks
 
 VLLM_VENV ?= .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: demo test test-vllm chaos venv lint format wheel-check bench benchmark clean
+.PHONY: demo test test-vllm chaos venv lint format docs wheel-check bench benchmark clean
 
 demo: $(STAMP)
 	$(BIN)/python train.py --demo
 
-test: lint wheel-check
+test: lint docs wheel-check
 	$(BIN)/python -m pytest -n 2
 
 # Two real vLLM servers on the CPU: 4 GB on disk once, 2.1 GB of memory, about 90 s of CPU a run.
@@ -52,6 +52,10 @@ format: $(STAMP)
 
 wheel-check: $(STAMP)
 	$(BIN)/python tests/wheel_check.py
+
+# The site, in build/site. `python docs/generate.py` writes the pages that are made from the code.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --quiet --strict
 
 bench: $(STAMP)
 	for script in $(filter-out benchmarks/harness.py benchmarks/http_load.py benchmarks/chaos.py benchmarks/designs%.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done

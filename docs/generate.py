@@ -1,4 +1,4 @@
-"""Writes the pages that are made from the code: `python docs/generate.py` (or `make docs`).
+"""Writes the pages that are made from the code: `python docs/generate.py` .
 
 docs/cli.md is made from the command line's own help, docs/environments.md from the environments' docstrings.
 A test holds that what is in the repository is what this writes.

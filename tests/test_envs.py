@@ -324,10 +324,48 @@ def test_rendering() -> None:
     image = env.render()
     assert isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == (272, 800, 3)
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 10
+    assert np.array_equal(image, env.render()), "the same state is the same picture"
     text = make("splitgym/Joint-v0", render_mode="ansi")
     play(text, steps=10)
     shown = text.render()
     assert isinstance(shown, str) and len(shown.splitlines()) == 5 and "home prompt" in shown
+
+
+def test_human_rendering_is_the_same_picture_kept_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    with pytest.warns(UserWarning, match="opens no window"):
+        human = make("splitgym/Routing-v0", render_mode="human", cluster=FAULTY)
+        play(human, steps=40)
+    live = human.unwrapped._live
+    drawn = live.pictures
+    assert 1 <= drawn <= 41
+    assert human.render() is None and live.pictures == drawn + 1
+    image = make("splitgym/Routing-v0", render_mode="rgb_array", cluster=FAULTY)
+    play(image, steps=40)
+    shown = np.asarray(live.window.figure.canvas.buffer_rgba())[:, :, :3]
+    assert np.array_equal(shown, image.render())
+    live.window.close()
+    human.step(human.action_space.sample())
+    human.render()
+    assert live.pictures == drawn + 1, "a window that was closed stays closed"
+    human.close()
+
+
+def test_the_gantt_chart_shows_what_happened() -> None:
+    from splitgym.envs import gantt
+
+    env = make("splitgym/Routing-v0")
+    play(env, steps=60)
+    outcomes, now_s = env.unwrapped.engine.outcomes(), env.unwrapped.engine.view.clock[0] / 1e9
+    prompts, transfers = gantt.bars(outcomes, now_s)
+    begun = outcomes.prompt_start_ns >= 0
+    assert len(prompts) == ((outcomes.prompt_start_ns < now_s * 1e9) & begun).sum() > 10
+    longest = max(b[0] - a[0] for a, b, *_ in prompts)
+    assert 0 < longest < gantt.SPAN_S and len(transfers) > 0
+    decoding = gantt.decodes(outcomes, now_s, len(env.unwrapped.engine.view.pool))
+    assert (decoding[:, -1] <= env.unwrapped.engine.view.running).all() and decoding.sum() > 0
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -350,7 +388,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"reward": "best"}, "reward 'best'"),
     ({"engine": "quantum"}, "quantum"),
     ({"episode": 5}, "episode: is no known key"),
-    ({"render_mode": "human"}, "render_mode"),
+    ({"render_mode": "film"}, "render_mode"),
     ({"sizing": "huge"}, "huge"),
     ({"sizing": 4}, "sizing is 4"),
 ]

@@ -38,7 +38,10 @@ class SchedulingEnv(gym.Env[Observation, Any]):
         decision: what the next action answers; None before `reset` and after the last step.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # type: ignore[misc]
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        "render_modes": ["ansi", "rgb_array", "human"],
+        "render_fps": 4,
+    }
     config_type: ClassVar[type[EnvConfig]] = EnvConfig
     confined: ClassVar[bool] = False
     """Default of `confine`."""
@@ -49,7 +52,9 @@ class SchedulingEnv(gym.Env[Observation, Any]):
         if config is not None and options:
             raise ConfigError(f"give config or keyword arguments, not both ({', '.join(options)})")
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ConfigError(f"render_mode is {render_mode!r}, expected 'ansi', 'rgb_array' or None")
+            raise ConfigError(
+                f"render_mode is {render_mode!r}, expected 'ansi', 'rgb_array', 'human' or None"
+            )
         self.config = make(self.config_type, **options) if config is None else config
         self.render_mode = render_mode
         self.cluster = Cluster.resolve(resolve_cluster(self.config, self.confined))
@@ -73,7 +78,10 @@ class SchedulingEnv(gym.Env[Observation, Any]):
         self.action_space = self._codec.space
         self.decision: Decision | None = None
         self._invalid_actions = 0
+        self._live: render.Live | None = None
         self._names = [self.cluster.profile_of(m).machine.name for m in range(self.cluster.num_machines)]
+        if render_mode == "human":
+            self._live = render.Live(self._names, self.metadata["render_fps"])
 
     def _rate(self) -> float | tuple[float, float] | None:
         load, trace = self.config.load, self.config.trace
@@ -130,6 +138,7 @@ class SchedulingEnv(gym.Env[Observation, Any]):
             "next_decision_id": self.decision.decision_id,
             "invalid_actions": 0,
         }
+        self._show(now=True)
         return self._observer.observe(self.engine.view, self.decision.request), info
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -164,6 +173,7 @@ class SchedulingEnv(gym.Env[Observation, Any]):
         }
         if last:
             info["episode_metrics"], info["requests"] = self.ledger.final(outcomes)
+        self._show(now=last)
         request = None if self.decision is None else self.decision.request
         observation = self._observer.observe(self.engine.view, request)
         return observation, float(sum(terms.values())), False, last, info
@@ -173,16 +183,33 @@ class SchedulingEnv(gym.Env[Observation, Any]):
         return self._codec.masks(self.engine.view, self.decision)
 
     def render(self) -> str | NDArray[np.uint8] | None:  # type: ignore[override]
-        """`ansi`: text, one line a machine. `rgb_array`: (height, width, 3) uint8. None without a mode."""
+        """`ansi`: text, one line a machine. `rgb_array`: the last minute as (height, 800, 3) uint8. `human`:
+        the same in a window, which `reset` and `step` keep up to date. None without a mode."""
         if self.render_mode is None:
-            gym.logger.warn("render() without a render_mode: give render_mode='ansi' or 'rgb_array'")
+            gym.logger.warn("render() without a render_mode: give 'ansi', 'rgb_array' or 'human'")
             return None
-        goodput = self.ledger.good / self.ledger.completed if self.ledger.completed else None
+        view = self.engine.view
         if self.render_mode == "ansi":
-            return render.ansi(self.engine.view, self._names, goodput)
-        return render.rgb_array(self.engine.view, self._names, goodput)
+            return render.ansi(view, self._names, self._goodput)
+        if self.render_mode == "rgb_array":
+            return render.rgb_array(self.engine.outcomes(), view, self._names, self._goodput)
+        self._show(now=True)
+        return None
+
+    def close(self) -> None:
+        """Close the window, if there is one."""
+        if self._live is not None:
+            self._live.close()
 
     # ---- inside -------------------------------------------------------------------------------------------
+
+    @property
+    def _goodput(self) -> float | None:
+        return self.ledger.good / self.ledger.completed if self.ledger.completed else None
+
+    def _show(self, now: bool) -> None:
+        if self._live is not None:
+            self._live.show(self.engine.outcomes(), self.engine.view, self._goodput, now)
 
     def _begin(self) -> None:
         """An episode begins."""

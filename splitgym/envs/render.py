@@ -1,24 +1,20 @@
-"""Pictures of a cluster: text, or an image. Both read nothing but the view."""
+"""Pictures of a cluster: text, an image, a window."""
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from splitgym.envs import gantt
+from splitgym.envs.gantt import POOL_NAME, Window
+from splitgym.sim import Outcomes
 from splitgym.types import NS_PER_S, Pool
 from splitgym.view import ClusterView
-
-POOL_NAME = {Pool.PROMPT: "prompt", Pool.TOKEN: "token", Pool.MIXED: "mixed"}
-POOL_COLOUR = {Pool.PROMPT: "#3b6fb6", Pool.TOKEN: "#d98a29", Pool.MIXED: "#6a9a4b"}
-DOWN_COLOUR = "#9a9a9a"
 
 FULL_WAIT_S = 4.0
 FULL_RUNNING = 64
 """A bar is full here."""
-
-WIDTH_PX = 800
-ROW_PX, HEAD_PX, MOST_PX = 32, 80, 2400
-_DPI = 100
 
 
 def _loads(view: ClusterView, m: int) -> tuple[float, int, float]:
@@ -60,8 +56,10 @@ def ansi(view: ClusterView, names: Sequence[str], goodput: float | None) -> str:
     return "\n".join(lines)
 
 
-def rgb_array(view: ClusterView, names: Sequence[str], goodput: float | None) -> NDArray[np.uint8]:
-    """An image with one row a machine: three bars in the colour of its present pool, its home in words.
+def rgb_array(
+    outcomes: Outcomes, view: ClusterView, names: Sequence[str], goodput: float | None
+) -> NDArray[np.uint8]:
+    """The last minute as an image with a lane a machine, see `splitgym.envs.gantt`.
 
     Returns:
         (height, 800, 3) uint8; the height depends on the number of machines only.
@@ -69,51 +67,49 @@ def rgb_array(view: ClusterView, names: Sequence[str], goodput: float | None) ->
     # Imported here: rendering is rare, and matplotlib is slow to import.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
-    count = len(names)
-    height_px = min(MOST_PX, HEAD_PX + ROW_PX * count)
-    figure = Figure(figsize=(WIDTH_PX / _DPI, height_px / _DPI), dpi=_DPI)
+    width, height = gantt.size_px(len(names))
+    figure = Figure(figsize=(width / gantt.DPI, height / gantt.DPI), dpi=gantt.DPI)
     canvas = FigureCanvasAgg(figure)
-    loads = np.array([_loads(view, m) for m in range(count)])
-    colours = [
-        POOL_COLOUR[Pool(int(view.pool[m]))] if view.available[m] else DOWN_COLOUR for m in range(count)
-    ]
-    panels = (
-        ("wait of a prompt [s]", FULL_WAIT_S, "{:.2f}"),
-        ("decoding and inbound", float(FULL_RUNNING), "{:.0f}"),
-        ("KV memory in use", 1.0, "{:.0%}"),
-    )
-    top, bottom, left, gap = 1 - 56 / height_px, 16 / height_px, 0.19, 0.02
-    width = (0.985 - left - 2 * gap) / 3
-    size = 8 if count <= 40 else 6
-    for place, (title, full, form) in enumerate(panels):
-        axes = figure.add_axes((left + place * (width + gap), bottom, width, top - bottom))
-        axes.barh(range(count), np.full(count, full), color="#ececec", height=0.72)
-        axes.barh(range(count), np.minimum(loads[:, place], full), color=colours, height=0.72)
-        for m in range(count):
-            axes.text(full * 0.985, m, form.format(loads[m, place]), ha="right", va="center", fontsize=size)
-        axes.set_xlim(0, full)
-        axes.set_ylim(count - 0.5, -0.5)
-        axes.set_title(title, fontsize=9, loc="left", pad=4)
-        axes.set_xticks([])
-        axes.set_yticks(range(count) if place == 0 else [])
-        if place == 0:
-            homes = [POOL_NAME[Pool(int(p))] for p in view.home_pool]
-            axes.set_yticklabels([f"{m} {names[m]} · {homes[m]}" for m in range(count)], fontsize=size)
-        axes.tick_params(length=0)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-    figure.text(0.012, 1 - 14 / height_px, _title(view, goodput), fontsize=10, va="center")
-    patches = [Patch(color=POOL_COLOUR[p], label=POOL_NAME[p]) for p in Pool]
-    patches.append(Patch(color=DOWN_COLOUR, label="failed or switching"))
-    figure.legend(
-        handles=patches,
-        loc="center right",
-        bbox_to_anchor=(0.99, 1 - 14 / height_px),
-        ncols=4,
-        fontsize=8,
-        frameon=False,
-    )
+    gantt.draw(figure, outcomes, view, names, _title(view, goodput), _texts(view))
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+class Live:
+    """`render_mode="human"`: a window with the last minute, drawn again while steps are made.
+
+    Args:
+        names: (M,) machine types.
+        fps: pictures a second of the clock on the wall, at most; steps in between cost nothing.
+    """
+
+    def __init__(self, names: Sequence[str], fps: float) -> None:
+        self._names, self._pause_s = names, 1.0 / fps
+        self.window: Window | None = None
+        self._drawn_at_s = -np.inf
+        self.pictures = 0
+
+    def show(self, outcomes: Outcomes, view: ClusterView, goodput: float | None, now: bool) -> None:
+        """Draw, where it is time to, or `now`. A window that the user has closed stays closed."""
+        if not now and time.monotonic() - self._drawn_at_s < self._pause_s:
+            return
+        if self.window is None:
+            self.window = Window(len(self._names))
+        if not self.window.open:
+            return
+        gantt.draw(self.window.figure, outcomes, view, self._names, _title(view, goodput), _texts(view))
+        self.window.refresh()
+        self._drawn_at_s = time.monotonic()
+        self.pictures += 1
+
+    def close(self) -> None:
+        if self.window is not None:
+            self.window.close()
+            self.window = None
+
+
+def _texts(view: ClusterView) -> list[str]:
+    """What stands at the end of each lane."""
+    loads = [_loads(view, m) for m in range(len(view.pool))]
+    return [f"wait {wait_s:.1f} s  KV {memory:.0%}" for wait_s, _, memory in loads]

@@ -52,8 +52,8 @@ class RoutingEnv(SchedulingEnv):
     Every step: `elapsed_s`; `decision_id` that the action answered and `next_decision_id` (-1: none);
     `reward_terms`; `outcomes_by_decision`, a list of (decision_id, good, TTFT slowdown, TBT slowdown) of the
     requests completed since, by the decision that placed them; `invalid_actions` of the episode so far;
-    `metrics` so far (counts, goodput, mean slowdowns, pool sizes). Last step: `episode_metrics`
-    (`splitgym.metrics.Metrics` with percentiles) and `requests` (`splitgym.metrics.RequestTable`).
+    `metrics` so far (counts, goodput, mean slowdowns, pool sizes). Last step: `episode_metrics` (the fields
+    of `splitgym.metrics.Metrics`, by name) and `requests` (a `splitgym.metrics.RequestTable`).
 
     ## Starting State
     An idle cluster at the beginning of a window drawn from the trace's part, advanced to the first arrival.
@@ -66,8 +66,9 @@ class RoutingEnv(SchedulingEnv):
 
     ## Arguments
     See `splitgym.envs.config.RoutingConfig`: `cluster`, `model`, `trace`, `part`, `rate_per_s`, `arrivals`,
-    `episode_s`, `warmup_s`, `max_machines`, `reward`, `engine`, `confine` (off), `oracle`, `sizing`, `flat`,
-    and `render_mode`.
+    `episode_s`, `warmup_s`, `max_machines`, `reward`, `engine`, `confine` (off), `oracle`, `sizing`, `flat`;
+    and `render_mode`: `ansi` (text), `rgb_array` (the last minute as a Gantt chart) or `human` (the same in a
+    matplotlib window while the episode runs).
 
     >>> import gymnasium, splitgym
     >>> env = gymnasium.make("splitgym/Routing-v0", cluster="h100-80gb:2P2T", rate_per_s=8.0)
