@@ -15,6 +15,7 @@ drawing from them is linear interpolation, so that a seed gives the same trace o
 import json
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,11 +87,35 @@ def from_tables(fitted: Mapping[str, Any], duration_s: float, seed: Seed) -> Tra
     prompt, output = _sizes(fitted["sizes"], len(arrival_s), sizes_draw)
     provenance = {
         "source": f"generated; fitted to {fitted['fitted_to']['name']}",
-        "licence": fitted["licence"],
-        "cite": fitted["cite"],
+        **{key: str(fitted[key]) for key in ("licence", "cite") if key in fitted},
         "operations": f"generate(duration_s={duration_s!r}, seed={say(seed)})",
     }
     return Trace(arrival_s, prompt, output, None, name, provenance)
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """Tables that `splitgym trace synth` wrote.
+
+    Raises:
+        TraceError: the file cannot be read, or holds something else.
+    """
+    try:
+        data = json.loads(path.read_text())
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise TraceError(f"{path}: is no JSON ({' '.join(str(error).split())}): was it cut off?") from None
+    wanted = {"name", "fitted_to", "arrivals", "sizes"}
+    if not isinstance(data, dict) or not wanted <= data.keys():
+        raise TraceError(f"{path}: holds no tables of a generator: expected {', '.join(sorted(wanted))}")
+    try:
+        from_tables(data, 60.0 / float(data["fitted_to"]["rate_per_s"]), 0)
+    except TraceError as error:
+        if "no request arrives" not in str(error):
+            raise
+    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise TraceError(f"{path}: its tables are damaged ({type(error).__name__}: {error})") from None
+    return data
 
 
 def quantile(table: Any, rank: Floats) -> Floats:
