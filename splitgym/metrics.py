@@ -3,7 +3,7 @@
 Nothing here knows the simulator: a table of arrays goes in, so the live router's log can be measured too.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -192,7 +192,8 @@ class Metrics:
     def as_dict(self) -> dict[str, Any]:
         """Flat fields for a table: `ttft_s_p50`, ..., plain numbers only."""
         flat: dict[str, Any] = {}
-        for name, value in asdict(self).items():
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
             if name == "failed_slos":
                 flat[name] = " ".join(value)
             elif isinstance(value, tuple):

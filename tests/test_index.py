@@ -212,9 +212,12 @@ def test_prompt_share_decays_by_a_rational_rule():
     view = make_view("M")
     view.prompt_share[0] = 0.6
     view.clock[0] = SHARE_TIME_CONSTANT_NS
-    assert predict.prompt_share(view, 0) == pytest.approx(0.3)
+    out = np.empty((1, predict.NUM_PREDICTIONS))
+    predict.predict_request(view, make_request(), out)
+    assert out[0, predict.SHARE] == pytest.approx(0.3)
     view.prompt_share[0], view.prompt_share_at_ns[0] = 0.95, SHARE_TIME_CONSTANT_NS
-    assert predict.prompt_share(view, 0) == predict.MAX_SHARE
+    predict.predict_request(view, make_request(), out)
+    assert out[0, predict.SHARE] == predict.MAX_SHARE
 
 
 @given(views(), requests)

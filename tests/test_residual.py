@@ -19,19 +19,23 @@ from splitgym.profile.tables import token_time_ns
 from splitgym.schedulers import Residual
 from splitgym.schedulers.choose import COST_STEP
 from splitgym.schedulers.index import HINGES, NUM_WEIGHTS, index_costs
-from splitgym.schedulers.predict import NUM_PREDICTIONS, PREDICTION_COLUMNS, predict
-from splitgym.schedulers.residual import (
+from splitgym.schedulers.lanes import LANES, block_of
+from splitgym.schedulers.network import (
     CLUSTER_FEATURES,
     MACHINE_FEATURES,
     cluster_features,
-    index_weights,
-    layout,
     ln,
     machine_features,
+    squash,
+)
+from splitgym.schedulers.predict import NUM_PREDICTIONS, PREDICTION_COLUMNS, asked, predict, reference
+from splitgym.schedulers.residual import (
+    index_weights,
+    lanes_with_costs,
+    layout,
     pack,
     residual_costs,
     size,
-    squash,
     unpack,
 )
 from splitgym.sim.compiled_engine import CompiledEngine
@@ -130,19 +134,21 @@ def written_out(view, request, weights):
     return features, units @ parts["output_weights"].T + parts["output_bias"]
 
 
-@given(views(max_machines=5), requests, seeds)
+@given(views(max_machines=11), requests, seeds)
 @FEW
 def test_features_and_network_are_those_written_down(view, request, seed):
     weights = random_weights(seed)
     features, added = written_out(view, request, weights)
     m = len(view.running)
-    x = np.empty((m, NUM_PREDICTIONS))
-    ref = predict(view, request, weights[0], x)
-    shared, own = np.empty(CLUSTER_FEATURES), np.empty(MACHINE_FEATURES)
-    wait, least, longest = cluster_features(view, request, ref, x, shared)
+    lanes = lanes_with_costs(view, request, weights)
+    q = asked(reference(view, request), request.prompt_tokens, view.clock[0], view.rules, weights[0])
+    shared, own = np.empty(CLUSTER_FEATURES), np.empty(MACHINE_FEATURES * LANES)
+    wait, least, longest = cluster_features(lanes, m, view.tables, q, shared)
     for i in range(m):
-        machine_features(view, x, i, wait, ln(1 + least), ln(1 + longest), own)
-        np.testing.assert_allclose(np.concatenate([own, shared]), features[i], rtol=1e-6, atol=2e-6)
+        block = block_of(lanes, i // LANES)
+        machine_features(block, wait, ln(1 + least), ln(1 + longest), view.rules.tbt_slo, own)
+        ours = own.reshape(MACHINE_FEATURES, LANES)[:, i % LANES]
+        np.testing.assert_allclose(np.concatenate([ours, shared]), features[i], rtol=1e-6, atol=2e-6)
     costs, silent = np.empty((2, 3, m))
     residual_costs(view, request, weights, costs)
     mute = weights.copy()

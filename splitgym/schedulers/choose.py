@@ -3,30 +3,103 @@
 import numpy as np
 
 from splitgym.compile_cache import numba
+from splitgym.schedulers.lanes import LANES, num_blocks
 
 PROMPT_COST, SPLIT_COST, SAME_COST = range(3)
 """Rows of a (3, M) cost matrix: A(p), B(t) for p != t, B(t) for p = t. Infinite where not allowed."""
 
 COST_STEP = 2.0**-30
 """Costs are compared in whole steps of this: integer sums are exact, so no two pairs differ by rounding."""
-_LIMIT = 1 << 60
-_NEVER = 1 << 62
+_LIMIT = 2.0**60
+NEVER = np.int64(1 << 62)
+"""A cost in steps that stands for infinity."""
 
 
-@numba.njit(cache=True)
+PAIR_ROWS = 4
+"""Rows of `LANES` places that choosing a pair needs for a block of machines, see `pair_steps`."""
+
+
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def _steps(cost):
     """A cost in whole steps; what is beyond +-2**30 counts as that much, infinity as never."""
-    if cost == np.inf:
-        return np.int64(_NEVER)
-    scaled = cost / COST_STEP
-    if scaled >= _LIMIT:
-        return np.int64(_LIMIT)
-    if scaled <= -_LIMIT:
-        return np.int64(-_LIMIT)
-    return np.int64(np.floor(scaled + 0.5))
+    scaled = min(_LIMIT, max(-_LIMIT, cost / COST_STEP))
+    steps = np.int64(np.floor(scaled + 0.5))
+    return NEVER if cost == np.inf else steps
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
+def pair_steps(prompt, split, same, steps, least):
+    """The costs of a block of machines in whole steps.
+
+    Args:
+        prompt, split, same: (LANES,) float64 rows of costs: A, B for p != t, B for p = t.
+        steps: (PAIR_ROWS x LANES,) int64, filled: these three, and the cost of the pair p = t.
+        least: (PAIR_ROWS x LANES,) int64, lowered to the least of each so far.
+    """
+    for j in range(LANES):
+        a, b, c = _steps(prompt[j]), _steps(split[j]), _steps(same[j])
+        both = a + c if a < NEVER and c < NEVER else NEVER
+        steps[j], steps[LANES + j], steps[2 * LANES + j], steps[3 * LANES + j] = a, b, c, both
+        least[j] = min(least[j], a)
+        least[LANES + j] = min(least[LANES + j], b)
+        least[3 * LANES + j] = min(least[3 * LANES + j], both)
+
+
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
+def _least(least, row):
+    """The least of a row of `least`."""
+    best = NEVER
+    for j in range(LANES):
+        best = min(best, least[row * LANES + j])
+    return best
+
+
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
+def _first(steps, row, cost):
+    """The lowest machine whose cost in a row is this; -1 where that is never."""
+    if cost == NEVER:
+        return -1
+    m = 0
+    while steps[(m // LANES * PAIR_ROWS + row) * LANES + m % LANES] != cost:
+        m += 1
+    return m
+
+
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
+def _second(steps, row, blocks, first):
+    """The least cost of a row without machine `first`, and the lowest machine that has it."""
+    best, cost = -1, NEVER
+    for m in range(blocks * LANES):
+        own = steps[(m // LANES * PAIR_ROWS + row) * LANES + m % LANES]
+        if own < cost and m != first:
+            best, cost = m, own
+    return best, cost
+
+
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
+def best_of_steps(steps, least, blocks):
+    """The best pair, see `best_pair`, from what `pair_steps` made of all blocks.
+
+    Without the diagonal the best pair is the best A with the best B. Where both are one machine, one of the
+    two takes its second best: any other pair costs at least as much as one of these two, and one that costs
+    as much has no lower index.
+    """
+    a1, b1, best = _least(least, 0), _least(least, 1), _least(least, 3)
+    p1, t1, p = _first(steps, 0, a1), _first(steps, 1, b1), _first(steps, 3, best)
+    t = p
+    if p1 >= 0 and t1 >= 0 and p1 != t1:
+        p, t, best = _lower(p, t, best, p1, t1, a1 + b1)
+    elif p1 >= 0 and t1 >= 0:
+        t2, b2 = _second(steps, 1, blocks, t1)
+        if t2 >= 0:
+            p, t, best = _lower(p, t, best, p1, t2, a1 + b2)
+        p2, a2 = _second(steps, 0, blocks, p1)
+        if p2 >= 0:
+            p, t, best = _lower(p, t, best, p2, t1, a2 + b1)
+    return p, t
+
+
+@numba.njit(cache=True, error_model="numpy")
 def best_pair(costs):
     """The pair (p, t) of least cost: A(p) + B_split(t) for p != t, A(m) + B_same(m) on one machine.
 
@@ -36,38 +109,25 @@ def best_pair(costs):
     Returns:
         (p, t); the lowest p, then the lowest t, among pairs of equal cost. (-1, -1) where no pair is allowed.
 
-    O(M), with the decisions of a search over all pairs. Without the diagonal the best pair is the best A with
-    the best B. Where both are one machine, one of the two takes its second best: any other pair costs at
-    least as much as one of these two, and one that costs as much has no lower index.
+    O(M), with the decisions of a search over all pairs.
     """
-    p1 = p2 = t1 = t2 = same = -1
-    a1 = a2 = b1 = b2 = best = _NEVER
-    for m in range(costs.shape[1]):
-        a = _steps(costs[PROMPT_COST, m])
-        b = _steps(costs[SPLIT_COST, m])
-        c = _steps(costs[SAME_COST, m])
-        if a < a1:
-            p2, a2, p1, a1 = p1, a1, m, a
-        elif a < a2:
-            p2, a2 = m, a
-        if b < b1:
-            t2, b2, t1, b1 = t1, b1, m, b
-        elif b < b2:
-            t2, b2 = m, b
-        if a < _NEVER and c < _NEVER and a + c < best:
-            best, same = a + c, m
-    p = t = same
-    if p1 >= 0 and t1 >= 0 and p1 != t1:
-        p, t, best = _lower(p, t, best, p1, t1, a1 + b1)
-    elif p1 >= 0 and t1 >= 0:
-        if t2 >= 0:
-            p, t, best = _lower(p, t, best, p1, t2, a1 + b2)
-        if p2 >= 0:
-            p, t, best = _lower(p, t, best, p2, t1, a2 + b1)
-    return p, t
+    machines = costs.shape[1]
+    blocks = num_blocks(machines)
+    steps = np.empty(blocks * PAIR_ROWS * LANES, np.int64)
+    least = np.full(PAIR_ROWS * LANES, NEVER)
+    padded = np.empty((3, LANES))
+    for block in range(blocks):
+        padded[:] = np.inf
+        first = block * LANES
+        count = min(LANES, machines - first)
+        padded[:, :count] = costs[:, first : first + count]
+        at = block * PAIR_ROWS * LANES
+        own = steps[at : at + PAIR_ROWS * LANES]
+        pair_steps(padded[PROMPT_COST], padded[SPLIT_COST], padded[SAME_COST], own, least)
+    return best_of_steps(steps, least, blocks)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def _lower(p, t, cost, other_p, other_t, other_cost):
     """Of two pairs the one of lower (cost, p, t)."""
     if other_cost < cost or (other_cost == cost and (other_p < p or (other_p == p and other_t < t))):

@@ -6,7 +6,7 @@ counters and the recent mean output. The weights are the options; docs/scheduler
 """
 
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +16,37 @@ from pydantic.dataclasses import dataclass
 from splitgym.compile_cache import numba
 from splitgym.config import STRICT
 from splitgym.schedulers.builtin import CompiledRouting
-from splitgym.schedulers.choose import PROMPT_COST, SAME_COST, SPLIT_COST, best_pair
+from splitgym.schedulers.choose import (
+    NEVER,
+    PAIR_ROWS,
+    PROMPT_COST,
+    SAME_COST,
+    SPLIT_COST,
+    best_of_steps,
+    pair_steps,
+)
+from splitgym.schedulers.lanes import (
+    BLOCK,
+    CLOSED_PROMPT,
+    CLOSED_TOKEN,
+    COSTS,
+    LANES,
+    PREDICTED,
+    block_of,
+    lanes_of,
+    lay_request,
+)
 from splitgym.schedulers.predict import (
     HARM_PROMPT,
     HARM_TOKEN,
-    NUM_PREDICTIONS,
     PROMPT_TIME,
     TBT_SAME,
     TBT_SPLIT,
     TTFT,
     WAIT_S,
-    predict,
+    asked,
+    predict_block,
+    reference,
 )
 
 Weight = Annotated[float | None, Field(allow_inf_nan=False)]
@@ -43,50 +63,138 @@ HINGES = (4.0, 0.8, 6.0, 0.85)
 MAX_HOPELESS_WAIT_S = 20.0
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def _hinge(value, slope, start):
     return min(1.0, max(0.0, slope * (value - start)))
 
 
-@numba.njit(cache=True)
-def _tbt_cost(weights, hinges, tbt):
-    return weights[2] * tbt + weights[4] * _hinge(tbt, hinges[2], hinges[3])
+class Weights(NamedTuple):
+    """The weights and hinges as numbers, so that loops over machines find them in registers."""
+
+    w0: float
+    w1: float
+    w2: float
+    w3: float
+    w4: float
+    w5: float
+    w6: float
+    w7: float
+    w8: float
+    w9: float
+    ttft_slope: float
+    ttft_start: float
+    tbt_slope: float
+    tbt_start: float
 
 
-@numba.njit(cache=True)
-def predicted_costs(view, x, weights, hinges, costs):
-    """`index_costs` from predictions at hand.
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
+def weights_of(w, hinges):
+    """`Weights` of (NUM_WEIGHTS,) w0 to w9 and of (4,) hinges, see `HINGES`."""
+    first = (w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], w[9])
+    return Weights(*first, hinges[0], hinges[1], hinges[2], hinges[3])
+
+
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
+def block_costs(b, w, best_ttft):
+    """Fill the costs of a block of machines (`splitgym.schedulers.lanes`) from its predictions.
 
     Args:
-        view: `ClusterView` of M machines.
-        x: (M, NUM_PREDICTIONS) of `predict`, with interference at weight w0.
-        weights: (NUM_WEIGHTS,) w0 to w9.
-        hinges: slope and start of the TTFT's, slope and start of the TBT's.
-        costs: (3, M) float64, filled.
+        b: (BLOCK,) float64; its rows from COSTS on are filled: A(p), B(t) for p != t, B(t) for p = t;
+            infinite where not allowed.
+        w: `Weights`.
+        best_ttft: (LANES,) float64, lowered to the least TTFT of the machines allowed so far.
     """
+    for j in range(LANES):
+        ttft = b[(PREDICTED + TTFT) * LANES + j]
+        split, same = b[(PREDICTED + TBT_SPLIT) * LANES + j], b[(PREDICTED + TBT_SAME) * LANES + j]
+        prompt = (
+            w.w1 * ttft
+            + w.w3 * _hinge(ttft, w.ttft_slope, w.ttft_start)
+            + w.w5 * b[(PREDICTED + HARM_PROMPT) * LANES + j]
+            + w.w8 * b[(PREDICTED + PROMPT_TIME) * LANES + j]
+        )
+        harm = w.w7 * b[(PREDICTED + HARM_TOKEN) * LANES + j]
+        split = w.w2 * split + w.w4 * _hinge(split, w.tbt_slope, w.tbt_start) + harm
+        same = w.w2 * same + w.w4 * _hinge(same, w.tbt_slope, w.tbt_start) + harm
+        no_prompt, no_token = b[CLOSED_PROMPT * LANES + j] != 0.0, b[CLOSED_TOKEN * LANES + j] != 0.0
+        b[(COSTS + PROMPT_COST) * LANES + j] = np.inf if no_prompt else prompt
+        b[(COSTS + SPLIT_COST) * LANES + j] = np.inf if no_token else split
+        b[(COSTS + SAME_COST) * LANES + j] = np.inf if no_token else same
+        best_ttft[j] = min(best_ttft[j], np.inf if no_prompt else ttft)
+
+
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
+def all_costs(lanes, q, w, scratch):
+    """Fill the costs of all machines.
+
+    Args:
+        lanes: blocks with the request laid, see `splitgym.schedulers.lanes`; predictions and costs are
+            filled.
+        q: `Asked`, with interference at weight w0.
+        w: `Weights`.
+        scratch: (at least LANES,) float64.
+    """
+    blocks = lanes.shape[0] // BLOCK
+    for j in range(LANES):
+        scratch[j] = np.inf
+    for block in range(blocks):
+        b = block_of(lanes, block)
+        predict_block(b, q)
+        block_costs(b, w, scratch)
     best_ttft = np.inf
-    for m in range(view.machine_row.shape[0]):
-        costs[PROMPT_COST, m] = costs[SPLIT_COST, m] = costs[SAME_COST, m] = np.inf
-        if view.prompt_allowed[m]:
-            best_ttft = min(best_ttft, x[m, TTFT])
-            costs[PROMPT_COST, m] = (
-                weights[1] * x[m, TTFT]
-                + weights[3] * _hinge(x[m, TTFT], hinges[0], hinges[1])
-                + weights[5] * x[m, HARM_PROMPT]
-                + weights[8] * x[m, PROMPT_TIME]
-            )
-        if view.token_allowed[m]:
-            harm = weights[7] * x[m, HARM_TOKEN]
-            costs[SPLIT_COST, m] = _tbt_cost(weights, hinges, x[m, TBT_SPLIT]) + harm
-            costs[SAME_COST, m] = _tbt_cost(weights, hinges, x[m, TBT_SAME]) + harm
-    if weights[9] != 0.0 and best_ttft > weights[6]:
+    for j in range(LANES):
+        best_ttft = min(best_ttft, scratch[j])
+    if w.w9 != 0.0 and best_ttft > w.w6:
         # Hopeless: it misses its SLO anywhere, so it queues where it does no further harm.
-        for m in range(view.machine_row.shape[0]):
-            if view.prompt_allowed[m]:
-                costs[PROMPT_COST, m] -= weights[9] * min(x[m, WAIT_S], MAX_HOPELESS_WAIT_S)
+        for block in range(blocks):
+            b = block_of(lanes, block)
+            for j in range(LANES):
+                wait_s = min(b[(PREDICTED + WAIT_S) * LANES + j], MAX_HOPELESS_WAIT_S)
+                b[(COSTS + PROMPT_COST) * LANES + j] -= w.w9 * wait_s
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
+def cheapest(lanes, steps, least):
+    """The pair of least cost, ties to the lowest (p, t).
+
+    Args:
+        lanes: blocks with costs.
+        steps: (at least blocks x PAIR_ROWS x LANES,) int64 scratch.
+        least: (PAIR_ROWS x LANES,) int64 scratch.
+    """
+    blocks = lanes.shape[0] // BLOCK
+    for i in range(PAIR_ROWS * LANES):
+        least[i] = NEVER
+    for block in range(blocks):
+        b = block_of(lanes, block)
+        own = steps[block * PAIR_ROWS * LANES : (block + 1) * PAIR_ROWS * LANES]
+        prompt = b[(COSTS + PROMPT_COST) * LANES : (COSTS + PROMPT_COST + 1) * LANES]
+        split = b[(COSTS + SPLIT_COST) * LANES : (COSTS + SPLIT_COST + 1) * LANES]
+        same = b[(COSTS + SAME_COST) * LANES : (COSTS + SAME_COST + 1) * LANES]
+        pair_steps(prompt, split, same, own, least)
+    return best_of_steps(steps, least, blocks)
+
+
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
+def costs_of(lanes, machines, costs):
+    """Copy the costs of the machines out of their blocks into (3, M) `costs`."""
+    for m in range(machines):
+        b = block_of(lanes, m // LANES)
+        for row in range(3):
+            costs[row, m] = b[(COSTS + row) * LANES + m % LANES]
+
+
+@numba.njit(cache=True, error_model="numpy")
+def lanes_with_costs(view, request, weights):
+    """The blocks of a view's machines with the costs of a request, see `index_costs`."""
+    lanes = lanes_of(view)
+    lay_request(lanes, view.machine_row.shape[0], view.tables, request.prompt_tokens)
+    q = asked(reference(view, request), request.prompt_tokens, view.clock[0], view.rules, weights[0])
+    all_costs(lanes, q, weights_of(weights, HINGES), np.empty(LANES))
+    return lanes
+
+
+@numba.njit(cache=True, error_model="numpy")
 def index_costs(view, request, weights, costs):
     """Fill the costs c(p, t) = A(p) + B(t) of a request.
 
@@ -99,17 +207,15 @@ def index_costs(view, request, weights, costs):
     B for p = t holds the decode, its interference, the memory penalty and the harm, as for p != t, but
     neither a transfer nor a wait on t: the prompts ahead delay the first token there, which is in A's TTFT.
     """
-    x = np.empty((view.machine_row.shape[0], NUM_PREDICTIONS))
-    predict(view, request, weights[0], x)
-    predicted_costs(view, x, weights, HINGES, costs)
+    costs_of(lanes_with_costs(view, request, weights), view.machine_row.shape[0], costs)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")
 def index_kernel(view, request, params, state):
     """The pair of least cost in O(M); ties to the lowest (p, t)."""
-    costs = np.empty((3, view.machine_row.shape[0]))
-    index_costs(view, request, params, costs)
-    return best_pair(costs)
+    lanes = lanes_with_costs(view, request, params)
+    steps = np.empty(lanes.shape[0] // BLOCK * PAIR_ROWS * LANES, np.int64)
+    return cheapest(lanes, steps, np.empty(PAIR_ROWS * LANES, np.int64))
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -13,8 +13,36 @@ import numpy as np
 
 from splitgym.compile_cache import numba
 from splitgym.profile.tables import prompt_time_ns, token_time_ns
+from splitgym.schedulers.lanes import (
+    ALONE_NS,
+    BATCH,
+    CAPACITY,
+    CONSTANT_NS,
+    DECODES_NS,
+    END_NS,
+    EXPECTED,
+    FACTOR,
+    JOINED_SLOPE,
+    JOINED_TICKS,
+    LANES,
+    LINK,
+    OWN_NS,
+    PREDICTED,
+    PROMPTING,
+    QUEUE_NS,
+    RUNNING,
+    SHARE_AT_NS,
+    TICK,
+    USED,
+    block_of,
+    lanes_of,
+    lay_request,
+    num_blocks,
+)
+from splitgym.schedulers.lanes import SHARE as SHARE_ROW
 from splitgym.view import SHARE_TIME_CONSTANT_NS
 
+TIME_CONSTANT = float(SHARE_TIME_CONSTANT_NS)
 MAX_SHARE = 0.8
 """Cap of the prompt share, so that u / (1 - u) stays at 4 or less."""
 
@@ -71,17 +99,6 @@ def estimated_output(view, request):
 
 
 @numba.njit(cache=True, error_model="numpy", forceinline=True)
-def prompt_share(view, m):
-    """Share of machine m's recent time given to prompts, decayed to now.
-
-    The decay is tau / (tau + dt), not exp(-dt / tau): rational arithmetic gives the same bits everywhere.
-    """
-    elapsed = max(0, view.clock[0] - view.prompt_share_at_ns[m])
-    share = view.prompt_share[m] * SHARE_TIME_CONSTANT_NS / (SHARE_TIME_CONSTANT_NS + elapsed)
-    return min(MAX_SHARE, share)
-
-
-@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def wait_ns(view, m):
     """Prompt time of the prompts queued on m and what is left of its iteration [ns], an integer."""
     return view.prompt_queue_ns[m] + max(0, view.iteration_end_ns[m] - view.clock[0])
@@ -132,19 +149,111 @@ def transfer_ns(view, request, t):
 
 
 @numba.njit(cache=True, error_model="numpy", forceinline=True)
-def reference(view, request):
-    """The request alone on the reference machine (row 0 of the tables): a `Reference`."""
-    output = estimated_output(view, request)
-    context = request.prompt_tokens + np.int64(output * 0.5)
+def reference_of(tables, mean, prompt_tokens, max_tokens):
+    """The `Reference` of a request.
+
+    Args:
+        tables: `ProfileTables`.
+        mean: recent mean output [tokens].
+        prompt_tokens, max_tokens: the request's.
+    """
+    output = min(mean, np.float64(max_tokens)) if max_tokens > 0 else mean
+    context = prompt_tokens + np.int64(output * 0.5)
     return Reference(
-        np.float64(prompt_time_ns(view.tables, 0, request.prompt_tokens)),
-        np.float64(max(1, token_time_ns(view.tables, 0, 1, context))),
+        np.float64(prompt_time_ns(tables, 0, prompt_tokens)),
+        np.float64(max(1, token_time_ns(tables, 0, 1, context))),
         output,
-        mean_output(view),
+        mean,
     )
 
 
 @numba.njit(cache=True, error_model="numpy", forceinline=True)
+def reference(view, request):
+    """The request alone on the reference machine (row 0 of the tables): a `Reference`."""
+    return reference_of(view.tables, mean_output(view), request.prompt_tokens, request.max_tokens)
+
+
+class Asked(NamedTuple):
+    """What all machines share in the predictions for a request: numbers of `predict_block`."""
+
+    now_ns: float
+    prompt_tokens: float
+    output_tokens: float  # estimate for this request
+    mean_output_tokens: float  # and for all others
+    gaps: float  # between its output tokens; an output below 2 counts as 2
+    ref_ttft_ns: float
+    ttft_limit_ns: float
+    tbt_limit_ns: float
+    layerwise: bool  # its KV cache ships while the prompt is computed
+    kv_size: float  # of its prompt [bytes x 1e9]: over bandwidth gives ns
+    interference: float  # weight of the time that prompts take from decodes, u / (1 - u)
+
+
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
+def asked(ref, prompt_tokens, now_ns, rules, interference):
+    """The `Asked` of a request with the given `Reference` and prompt, under the view's `rules`."""
+    return Asked(
+        np.float64(now_ns),
+        np.float64(prompt_tokens),
+        ref.output_tokens,
+        ref.mean_output_tokens,
+        max(1.0, ref.output_tokens - 1.0),
+        ref.ttft_ns,
+        ref.ttft_ns * rules.ttft_slo,
+        ref.tbt_ns * rules.tbt_slo,
+        prompt_tokens >= rules.overlap_min_tokens,
+        np.float64(rules.kv_bytes_per_token) * prompt_tokens * 1e9,
+        np.float64(interference),
+    )
+
+
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
+def predict_block(b, q):
+    """Fill the predictions for a request on the machines of a block of `splitgym.schedulers.lanes`.
+
+    Args:
+        b: (BLOCK,) float64: its laid rows and OWN_NS are read, the predictions written.
+        q: `Asked`.
+
+    A batch beyond `max_tasks` is extrapolated, not queued: a full machine looks slow.
+    """
+    for j in range(LANES):
+        wait = b[QUEUE_NS * LANES + j] + max(0.0, b[END_NS * LANES + j] - q.now_ns)
+        own = b[OWN_NS * LANES + j]
+        batch, running = b[BATCH * LANES + j], b[RUNNING * LANES + j]
+        capacity = b[CAPACITY * LANES + j]
+        joined = np.floor(
+            (b[JOINED_TICKS * LANES + j] + b[JOINED_SLOPE * LANES + j] * q.prompt_tokens) * TICK
+        )
+        expected = b[EXPECTED * LANES + j] + batch * q.mean_output_tokens
+        promised = max(b[USED * LANES + j], expected)
+        shortfall = max(0.0, promised + q.prompt_tokens + q.output_tokens - capacity)
+        # The decay is tau / (tau + dt), not exp(-dt / tau): the same bits everywhere.
+        elapsed = max(0.0, q.now_ns - b[SHARE_AT_NS * LANES + j])
+        share = min(MAX_SHARE, b[SHARE_ROW * LANES + j] * TIME_CONSTANT / (TIME_CONSTANT + elapsed))
+        # n = batch + 1 requests with this one; memory frees as they end, one in o / (n + 1) iterations or so.
+        same = q.output_tokens * joined * (1.0 + q.interference * (share / (1.0 - share)))
+        same += shortfall / (batch + 2.0) * joined
+        shipped = q.kv_size / b[LINK * LANES + j]
+        transfer = b[CONSTANT_NS * LANES + j] if q.layerwise else shipped
+        split = same + transfer + b[PROMPTING * LANES + j] * wait
+        factor = b[FACTOR * LANES + j]
+        ttft = factor * wait + max(factor * own, b[DECODES_NS * LANES + j])
+        harmed = running * (joined - b[ALONE_NS * LANES + j])
+        b[(PREDICTED + TTFT) * LANES + j] = ttft / q.ttft_limit_ns
+        b[(PREDICTED + TBT_SPLIT) * LANES + j] = split / q.gaps / q.tbt_limit_ns
+        b[(PREDICTED + TBT_SAME) * LANES + j] = same / q.gaps / q.tbt_limit_ns
+        b[(PREDICTED + WAIT_S) * LANES + j] = wait * 1e-9
+        b[(PREDICTED + PROMPT_TIME) * LANES + j] = own / q.ref_ttft_ns
+        b[(PREDICTED + SHARE) * LANES + j] = share
+        b[(PREDICTED + HARM_PROMPT) * LANES + j] = batch * own / (q.mean_output_tokens * q.tbt_limit_ns)
+        b[(PREDICTED + HARM_TOKEN) * LANES + j] = harmed / q.tbt_limit_ns
+        b[(PREDICTED + ITERATION) * LANES + j] = joined / q.tbt_limit_ns
+        b[(PREDICTED + MEMORY_USED) * LANES + j] = b[USED * LANES + j] / capacity
+        b[(PREDICTED + MEMORY_PROMISED) * LANES + j] = promised / capacity
+
+
+@numba.njit(cache=True, error_model="numpy")
 def predict(view, request, interference, out):
     """Fill the predictions for a request on every machine, allowed or not.
 
@@ -157,53 +266,18 @@ def predict(view, request, interference, out):
 
     Returns:
         The request's `Reference`.
-
-    A batch beyond `max_tasks` is extrapolated, not queued: a full machine looks slow. The loop is one big
-    function on purpose: a helper that branches costs the reference counts of the whole view at every call.
     """
+    machines = view.machine_row.shape[0]
     ref = reference(view, request)
-    tables = view.tables
-    ttft_limit = ref.ttft_ns * view.rules.ttft_slo
-    tbt_limit = ref.tbt_ns * view.rules.tbt_slo
-    gaps = max(1.0, ref.output_tokens - 1.0)  # an output below 2 counts as 2
-    own_ns = np.empty(tables.prompt_knots.shape[0])
-    for row in range(own_ns.shape[0]):
-        own_ns[row] = prompt_time_ns(tables, row, request.prompt_tokens)
-
-    for m in range(view.machine_row.shape[0]):
-        row = view.machine_row[m]
-        capacity = np.float64(max(1, view.kv_capacity_tokens[m]))
-        wait = np.float64(wait_ns(view, m))
-        running = view.running[m]
-        batch = running + view.inbound[m]
-        context = view.running_context_tokens[m] + view.inbound_prompt_tokens[m]
-        joined = np.float64(token_time_ns(tables, row, batch + 1, context + request.prompt_tokens))
-        alone = np.float64(token_time_ns(tables, row, max(1, batch), context))
-        promised = promised_tokens(view, m, ref.mean_output_tokens)
-        shortfall = max(0.0, promised + request.prompt_tokens + ref.output_tokens - capacity)
-        share = prompt_share(view, m)
-        # n = batch + 1 requests with this one; memory frees as they end, one in o / (n + 1) iterations or so.
-        same = ref.output_tokens * joined * (1.0 + interference * (share / (1.0 - share)))
-        same += shortfall / (batch + 2) * joined
-        split = same + transfer_ns(view, request, m)
-        if view.prompt_tokens[m] > 0:
-            split += wait
-        ttft = wait + own_ns[row]
-        if running > 0:  # its iteration takes no less than the decodes beside it
-            decodes_ns = np.float64(token_time_ns(tables, row, running, view.running_context_tokens[m]))
-            factor = tables.mixed_factor[row]
-            ttft = factor * wait + max(factor * own_ns[row], decodes_ns)
-        out[m, TTFT] = ttft / ttft_limit
-        out[m, TBT_SPLIT] = split / gaps / tbt_limit
-        out[m, TBT_SAME] = same / gaps / tbt_limit
-        out[m, WAIT_S] = wait * 1e-9
-        out[m, PROMPT_TIME] = own_ns[row] / ref.ttft_ns
-        out[m, SHARE] = share
-        out[m, HARM_PROMPT] = batch * own_ns[row] / (ref.mean_output_tokens * tbt_limit)
-        out[m, HARM_TOKEN] = running * (joined - alone) / tbt_limit
-        out[m, ITERATION] = joined / tbt_limit
-        out[m, MEMORY_USED] = view.kv_used_tokens[m] / capacity
-        out[m, MEMORY_PROMISED] = promised / capacity
+    q = asked(ref, request.prompt_tokens, view.clock[0], view.rules, interference)
+    lanes = lanes_of(view)
+    lay_request(lanes, machines, view.tables, request.prompt_tokens)
+    for block in range(num_blocks(machines)):
+        b, first = block_of(lanes, block), block * LANES
+        predict_block(b, q)
+        for j in range(min(LANES, machines - first)):
+            for column in range(NUM_PREDICTIONS):
+                out[first + j, column] = b[(PREDICTED + column) * LANES + j]
     return ref
 
 

@@ -20,7 +20,7 @@ from splitgym.schedulers.builtin import SIZING_STATE_SIZE, STATE_SIZE
 from splitgym.schedulers.protocol import RoutingScheduler, SizingScheduler
 from splitgym.sim.compiled import decide, loop
 from splitgym.sim.compiled import state as st
-from splitgym.sim.compiled.setup import Simulation
+from splitgym.sim.compiled.simulation import Simulation
 from splitgym.sim.outcomes import Outcomes
 from splitgym.sim.visibility import check_route
 from splitgym.trace import Trace
@@ -180,6 +180,11 @@ class CompiledEngine:
     def finished(self) -> Any:
         """(N,) int64 requests in the order in which they complete; filled while the simulation goes on."""
         return self._simulation.order
+
+    @property
+    def recorded(self) -> Outcomes:
+        """`outcomes` as far as they are written: without requests in flight and the machines' totals."""
+        return self._simulation.outcomes
 
     def grow(self, why: int) -> None:
         """Make room for what the simulation lacks: a reason for which `loop.advance` returned."""

@@ -7,63 +7,18 @@ from numpy.typing import NDArray
 
 from splitgym.envs.base import SchedulingEnv
 from splitgym.envs.fleet.kernel import find_bad, step_seats
-from splitgym.envs.fleet.records import JOINT, OFFICE, ROUTING, RUNS, SEAT, SIZING, TERMS
+from splitgym.envs.fleet.office import compilable, make_office, weights_of
+from splitgym.envs.fleet.records import RUNS, SEAT, TERMS
 from splitgym.envs.fleet.threads import Threads
-from splitgym.envs.joint import JointEnv
-from splitgym.envs.pool_sizing import PoolSizingEnv
-from splitgym.envs.reward import Cost, GoodMinusBad, RequestsInSystem, Reward, SlowdownClipped, WeightedSum
-from splitgym.envs.routing import RoutingEnv
 from splitgym.errors import ActionError, ConfigError
 from splitgym.observation import observation_space
 from splitgym.schedulers.predict import NUM_PREDICTIONS
-from splitgym.sim.compiled_engine import CompiledEngine
 from splitgym.slo import reference_times_s
 from splitgym.trace import Trace
 from splitgym.types import Pool
 from splitgym.view import NUM_COUNTERS
 
-KINDS: dict[type[SchedulingEnv], int] = {RoutingEnv: ROUTING, PoolSizingEnv: SIZING, JointEnv: JOINT}
-_TERMS_OF: dict[type, tuple[str, ...]] = {
-    GoodMinusBad: ("good", "bad"),
-    SlowdownClipped: ("slowdown",),
-    RequestsInSystem: ("requests_in_system",),
-    Cost: ("cost",),
-}
 _TRIES = 20
-
-
-def terms_of(reward: Reward) -> list[tuple[str, float]] | None:
-    """(term, weight) in the order of the reward's own sum; None where compiled code does not count one."""
-    if type(reward) is WeightedSum:
-        found: dict[str, float] = {}
-        for part, weight in reward.parts:
-            inner = terms_of(part)
-            if inner is None or any(name in found for name, _ in inner):
-                return None
-            found.update((name, weight * factor) for name, factor in inner)
-        return list(found.items())
-    names = _TERMS_OF.get(type(reward))
-    return None if names is None else [(name, 1.0) for name in names]
-
-
-def _slowdown_limits(reward: Reward) -> set[float]:
-    if isinstance(reward, WeightedSum):
-        return set().union(*(_slowdown_limits(part) for part, _ in reward.parts))
-    return {reward.limit} if isinstance(reward, SlowdownClipped) else set()
-
-
-def compilable(env: SchedulingEnv) -> str:
-    """Why environments like this one cannot be stepped by compiled code; empty where they can."""
-    if type(env) not in KINDS:
-        return f"{type(env).__name__} is an environment of its own"
-    engine = env.engine
-    if not isinstance(engine, CompiledEngine):
-        return "its engine is not the compiled one"
-    if not engine.runs_inside:
-        return "a scheduler inside it is not a built-in one"
-    if terms_of(env.reward) is None:
-        return f"its reward {env.reward.name!r} is not counted by compiled code"
-    return ""
 
 
 class Fleet:
@@ -88,8 +43,7 @@ class Fleet:
             raise ConfigError(f"num_envs is {num_envs}, expected at least 1")
         self.env = env
         self.num_envs = n = num_envs
-        self._kind = KINDS[type(env)]
-        self._weights = [(TERMS.index(name), weight) for name, weight in terms_of(env.reward) or ()]
+        self._weights = weights_of(env.reward)
         self._engines: list[Any] = [env.engine, *(env.make_engine() for _ in range(n - 1))]
         self._generators = [np.random.default_rng() for _ in range(n)]
         self._references: list[NDArray[np.float64]] = [np.zeros((3, 0))] * n
@@ -99,7 +53,7 @@ class Fleet:
         self._drained: list[NDArray[np.float64]] = []
         self._ended_sums = np.zeros(len(TERMS))
         self._seats = np.zeros(n, SEAT)
-        self._office = self._make_office()
+        self._office = make_office(env)
         self._threads = Threads(n, threads)
         size = env.max_machines
         self._scratch = [np.zeros((size, NUM_PREDICTIONS)) for _ in range(self._threads.count)]
@@ -276,23 +230,6 @@ class Fleet:
 
     # ---- inside -------------------------------------------------------------------------------------------
 
-    def _make_office(self) -> NDArray[Any]:
-        env, office = self.env, np.zeros(1, OFFICE)
-        limits = _slowdown_limits(env.reward)
-        office["kind"] = self._kind
-        office["flat"] = getattr(env.config, "flat", False)
-        office["max_machines"] = env.max_machines
-        office["max_moves"] = getattr(env.config, "max_moves", 0)
-        office["min_pool"] = env.cluster.config.min_pool_machines
-        office["ttft_slo"] = env.cluster.config.slo.ttft_slowdown
-        office["tbt_slo"] = env.cluster.config.slo.tbt_slowdown
-        office["slowdown_limit"] = limits.pop() if limits else 0.0
-        office["cost_per_hour"] = env.cluster.cost_per_hour
-        office["num_terms"] = len(self._weights)
-        for k, (column, weight) in enumerate(self._weights):
-            office["columns"][0, k], office["weights"][0, k] = column, weight
-        return office
-
     def _copy_others(self, places: NDArray[np.int64]) -> None:
         """Take the other buffer; environments that are not stepped keep their observation."""
         before = self._buffers[self._turn]
@@ -325,7 +262,7 @@ class Fleet:
         env, rng, engine = self.env, self._generators[i], self._engines[i]
         drawn = env.workload.draw(rng) if trace is None else trace
         engine.reset(drawn, int(rng.integers(2**31)))
-        outcomes = engine.outcomes()
+        outcomes = engine.recorded
         references = np.stack(
             reference_times_s(env.cluster.tables, outcomes.prompt_tokens, outcomes.output_tokens)
         )

@@ -10,6 +10,7 @@ from splitgym.sim.compiled.board import max_tokens_of, post_touched, splitwise_r
 from splitgym.sim.compiled.pools import hold, resize
 from splitgym.sim.compiled.requests import route
 from splitgym.sim.compiled.show import *
+from splitgym.sim.compiled.side_by_side import index_route, lay_touched, residual_route
 from splitgym.sim.outcomes import TIMELINE_FIELDS
 from splitgym.types import UNKNOWN, EventKind, RequestInfo
 
@@ -31,12 +32,14 @@ ROUTING_KINDS = (
 """Schedulers that run inside the engine; the place is what a simulation's `routing` holds."""
 SIZING_KINDS = (Static, Reactive, Ewma)
 
-SPLITWISE = 1
+SPLITWISE, INDEX, RESIDUAL = 1, 2, 3
 
 
 def fast_form(routing: object) -> int:
-    """Which of the scheduler's forms of its own a simulation uses: `SPLITWISE`, or 0 for none."""
-    return SPLITWISE if type(routing) is Splitwise and not routing.oracle else 0
+    """Which scheduler with a form of its own here a simulation uses, by the constants above; 0 for none."""
+    if type(routing) is Splitwise:
+        return 0 if routing.oracle else SPLITWISE
+    return {Index: INDEX, Residual: RESIDUAL}.get(type(routing), 0)
 
 
 @with_schedulers
@@ -99,8 +102,10 @@ def run_builtin(sim, job):
 @compiled
 def bring_up(sim):
     """Make true what the routing scheduler looks at."""
-    if sim.fast:
+    if sim.fast == SPLITWISE:
         post_touched(sim)
+    elif sim.fast:
+        lay_touched(sim)
     else:
         refresh(sim)
 
@@ -116,6 +121,12 @@ def ask_route(sim, job):
     sim.decisions += 1
     if sim.fast == SPLITWISE:
         p, t = splitwise_route(sim, job, real_at(sim.routing_params, 0))
+        route(sim, job, p, t)
+    elif sim.fast == INDEX:
+        p, t = index_route(sim, job)
+        route(sim, job, p, t)
+    elif sim.fast == RESIDUAL:
+        p, t = residual_route(sim, job)
         route(sim, job, p, t)
     elif sim.routing >= 0:
         p, t = run_builtin(sim, job)

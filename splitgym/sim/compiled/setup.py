@@ -1,4 +1,4 @@
-"""A simulation's arrays: made, grown and read from Python."""
+"""A simulation's arrays, made from Python."""
 
 from typing import Any
 
@@ -7,23 +7,32 @@ from numpy.typing import NDArray
 
 from splitgym.cluster import Cluster
 from splitgym.errors import TraceError
-from splitgym.sim.compiled import board, loop, show
+from splitgym.schedulers.choose import PAIR_ROWS
+from splitgym.schedulers.lanes import BLOCK, LANES, lanes_of
+from splitgym.schedulers.network import NETWORK_SCRATCH
+from splitgym.sim.compiled import board, decide, loop, show
 from splitgym.sim.compiled import records as rec
 from splitgym.sim.compiled import state as st
-from splitgym.sim.compiled.requests import publish_all
 from splitgym.sim.outcomes import NEVER, TIMELINE_FIELDS, Outcomes
 from splitgym.trace import Trace
-from splitgym.types import NS_PER_S, UNKNOWN, RequestInfo, to_ns
+from splitgym.types import NS_PER_S, to_ns
 from splitgym.view import ClusterView
 
 Ints = NDArray[np.int64]
-FIRST_SLOTS = 1024
+FIRST_SLOTS = 256
 DRAINED_ROWS = 1 << 16
 """Finished requests that a streaming simulation keeps before they are drained."""
 _COUNTS = ("attempts", "preemptions", "prompts_computed", "lost_tokens")
 
 
-class Simulation:
+def address_of(array: NDArray[Any]) -> int:
+    """Where an array's numbers begin. (`array.ctypes.data` takes five times as long.)"""
+    numbers = array.view(np.uint8) if array.dtype.names else array  # a record's names would be listed first
+    address: int = numbers.__array_interface__["data"][0]
+    return address
+
+
+class Arrays:
     """One simulation's memory. `sim` is its record: what compiled functions take.
 
     Args:
@@ -63,6 +72,8 @@ class Simulation:
         ):
             self._keep(name, array)
         self._set(num_params=len(options[0]), num_sizing_params=len(options[2]))
+        if kinds[2] in (decide.INDEX, decide.RESIDUAL):
+            self._set_lanes(len(options[0]))
         self._set_log(trace)
         for fault in cluster.config.faults:
             at_ns = to_ns(fault.at_s)
@@ -76,7 +87,7 @@ class Simulation:
         """Hold an array, and tell the simulation where it is."""
         assert array.flags.c_contiguous
         self._kept[name] = array
-        self.sim[name] = array.ctypes.data
+        self.sim[name] = address_of(array)
         return array
 
     @property
@@ -226,8 +237,16 @@ class Simulation:
         for name, array in arrays.items():
             array[:] = getattr(fresh, name)
         for name in ("clock", "counters", "mean_output"):
-            self.sim[f"{name}_at"] = arrays[name].ctypes.data
+            self.sim[f"{name}_at"] = address_of(arrays[name])
         self.view: ClusterView = fresh._replace(**arrays)
+
+    def _set_lanes(self, num_params: int) -> None:
+        """Blocks of machines for the index and the residual, and what these compute with."""
+        blocks = self._keep("lanes", lanes_of(self.cluster.blank))
+        count = len(blocks) // BLOCK
+        self._keep("lane_steps", np.zeros(count * PAIR_ROWS * LANES, np.int64))
+        self._keep("lane_least", np.zeros(PAIR_ROWS * LANES, np.int64))
+        self._keep("lane_scratch", np.zeros(NETWORK_SCRATCH + num_params))
 
     def _set_log(self, trace: Trace) -> None:
         self._keep("timeline", np.zeros((256, len(TIMELINE_FIELDS)), np.int64))
@@ -236,21 +255,6 @@ class Simulation:
         rows = 2 * margin if self.sim["logging"] else 1
         self._keep("log", np.zeros((rows, 4), np.int64))
         self._set(timeline_rows=256, log_rows=rows, log_margin=margin)
-
-    # ---- growing and reading ------------------------------------------------------------------------------
-
-    def grow(self, why: int) -> None:
-        """Double the array that is full."""
-        if why == st.GROW_JOBS:
-            self._set_slots(2 * int(self.sim["num_slots"]))
-            return
-        name, size = {
-            st.GROW_HEAP: ("heap", "heap_rows"),
-            st.GROW_TIMELINE: ("timeline", "timeline_rows"),
-            st.GROW_LOG: ("log", "log_rows"),
-        }[why]
-        old = self._kept[name]
-        self.sim[size] = len(self._keep(name, np.concatenate([old, np.zeros_like(old)])))
 
     def feed(self, trace: Trace | None) -> None:
         """The next requests; None: there are no more. Those fed before have all come.
@@ -277,45 +281,3 @@ class Simulation:
             self._keep(name, np.ascontiguousarray(column, np.int64))
             self.sim[name] -= 8 * known  # compiled code counts from the very first request
         self._set(num_requests=known + count, unfinished=int(self.sim["unfinished"]) + count, more=1)
-
-    def drain(self) -> NDArray[Any]:
-        """(K,) `OUTCOME` records of the requests that finished since the last call, in that order."""
-        count = int(self.sim["finished"]) - int(self.sim["drained"])
-        rows = self._kept["outcomes"][:count].copy()
-        self._set(drained=int(self.sim["finished"]))
-        return rows
-
-    def request(self) -> RequestInfo:
-        """The request of the pending routing decision."""
-        job = self._kept["jobs"][self.sim["asked"]]
-        return RequestInfo(
-            request_id=int(job["request"]),
-            arrival_ns=int(job["arrival_ns"]),
-            prompt_tokens=int(job["prompt_tokens"]),
-            max_tokens=int(job["max_tokens"]),
-            oracle_output_tokens=int(job["output_tokens"]) if self.cluster.config.oracle else UNKNOWN,
-            attempt=int(job["attempt"]),
-        )
-
-    def log(self) -> list[list[int]]:
-        """Rows (time, kind, request, machine) of a recorded run."""
-        rows: list[list[int]] = self._kept["log"][: self.sim["events"]].tolist()
-        return rows
-
-    def read(self, idle_watts: Ints) -> Outcomes:
-        """Outcomes as of now."""
-        out, machines, now = self.outcomes, self._kept["machines"], int(self.sim["now"])
-        if not self._streaming:
-            publish_all(self.sim)
-            known = len(out.finish_order)
-            out.finish_order += self._kept["order"][known : self.sim["finished"]].tolist()
-        out.end_ns = now
-        for name in ("busy_ns", "prompt_busy_ns", "generated_tokens", "prompted_tokens"):
-            getattr(out, name)[:] = machines[name]
-        failing = np.where(machines["down"] > 0, now - machines["failed_at"], 0)
-        out.up_ns[:] = now - machines["down_ns"] - failing
-        idle_ns = np.maximum(0, out.up_ns - out.busy_ns)
-        out.energy_j[:] = (machines["watts_ns"] + idle_watts * idle_ns) / 1e9
-        known = len(out.timeline)
-        out.timeline += [tuple(row) for row in self._kept["timeline"][known : self.sim["samples"]].tolist()]
-        return out

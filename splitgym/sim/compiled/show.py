@@ -67,14 +67,34 @@ def confined(sim):
 
 
 @compiled
+def prompt_open(sim, machine):
+    """1 where a machine may be chosen for a prompt, else 0."""
+    closed = sim.masks & PROMPT_MASK and machine.pool == TO_TOKEN
+    return 0 if closed else machine.up
+
+
+@compiled
+def token_open(sim, machine):
+    """1 where a machine may be chosen for the token phase, else 0."""
+    closed = sim.masks & TOKEN_MASK and machine.pool == TO_PROMPT
+    return 0 if closed else machine.up
+
+
+@compiled
 def show_flags(sim, machine):
     """Write who may be chosen."""
     m, size = machine.index, sim.num_machines
-    prompt_closed = sim.masks & PROMPT_MASK and machine.pool == TO_TOKEN
-    token_closed = sim.masks & TOKEN_MASK and machine.pool == TO_PROMPT
     put_flag(sim.view_flags, m, np.uint8(machine.up))
-    put_flag(sim.view_flags, size + m, np.uint8(0 if prompt_closed else machine.up))
-    put_flag(sim.view_flags, 2 * size + m, np.uint8(0 if token_closed else machine.up))
+    put_flag(sim.view_flags, size + m, np.uint8(prompt_open(sim, machine)))
+    put_flag(sim.view_flags, 2 * size + m, np.uint8(token_open(sim, machine)))
+
+
+@compiled
+def shown_end(sim, machine):
+    """End of a machine's iteration in progress [ns]; 0 when it is idle."""
+    if not machine.busy:
+        return 0
+    return machine.end if machine.busy == 1 else long_at(sim.next_ends, machine.index)
 
 
 @compiled
@@ -87,10 +107,7 @@ def show(sim, machine):
     put_long(place, 6 * size, machine.prompt_requests)
     put_long(place, 7 * size, machine.prompt_tokens)
     put_long(place, 8 * size, machine.prompt_queue_ns)
-    end = 0
-    if machine.busy:
-        end = machine.end if machine.busy == 1 else long_at(sim.next_ends, machine.index)
-    put_long(place, 9 * size, end)
+    put_long(place, 9 * size, shown_end(sim, machine))
     put_long(place, 10 * size, machine.iteration_prompts)
     put_long(place, 11 * size, machine.prompt_share_at_ns)
     put_long(place, 12 * size, machine.running)
@@ -145,6 +162,19 @@ def refresh_all(sim):
         show(sim, machine_at(sim, m))
 
 
+@compiled
+def rules_of(sim):
+    """The view's constants."""
+    return ClusterRules(
+        sim.max_prompt_tokens,
+        sim.max_tasks,
+        sim.kv_bytes,
+        sim.view_overlap_min,
+        sim.ttft_slo,
+        sim.tbt_slo,
+    )
+
+
 @with_schedulers
 def view_of(sim):
     """The view, as kernels take it."""
@@ -179,12 +209,5 @@ def view_of(sim):
         reals(sim.mean_output_at, 2),
         longs(sim.counters_at, NUM_COUNTERS),
         tables_of(sim),
-        ClusterRules(
-            sim.max_prompt_tokens,
-            sim.max_tasks,
-            sim.kv_bytes,
-            sim.view_overlap_min,
-            sim.ttft_slo,
-            sim.tbt_slo,
-        ),
+        rules_of(sim),
     )

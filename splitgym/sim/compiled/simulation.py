@@ -1,0 +1,71 @@
+"""A simulation: its arrays grown and read from Python."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitgym.sim.compiled import state as st
+from splitgym.sim.compiled.requests import publish_all
+from splitgym.sim.compiled.setup import Arrays, Ints
+from splitgym.sim.outcomes import Outcomes
+from splitgym.types import UNKNOWN, RequestInfo
+
+
+class Simulation(Arrays):
+    """One simulation, see `Arrays`."""
+
+    def grow(self, why: int) -> None:
+        """Double the array that is full."""
+        if why == st.GROW_JOBS:
+            self._set_slots(2 * int(self.sim["num_slots"]))
+            return
+        name, size = {
+            st.GROW_HEAP: ("heap", "heap_rows"),
+            st.GROW_TIMELINE: ("timeline", "timeline_rows"),
+            st.GROW_LOG: ("log", "log_rows"),
+        }[why]
+        old = self._kept[name]
+        self.sim[size] = len(self._keep(name, np.concatenate([old, np.zeros_like(old)])))
+
+    def drain(self) -> NDArray[Any]:
+        """(K,) `OUTCOME` records of the requests that finished since the last call, in that order."""
+        count = int(self.sim["finished"]) - int(self.sim["drained"])
+        rows = self._kept["outcomes"][:count].copy()
+        self._set(drained=int(self.sim["finished"]))
+        return rows
+
+    def request(self) -> RequestInfo:
+        """The request of the pending routing decision."""
+        job = self._kept["jobs"][self.sim["asked"]]
+        return RequestInfo(
+            request_id=int(job["request"]),
+            arrival_ns=int(job["arrival_ns"]),
+            prompt_tokens=int(job["prompt_tokens"]),
+            max_tokens=int(job["max_tokens"]),
+            oracle_output_tokens=int(job["output_tokens"]) if self.cluster.config.oracle else UNKNOWN,
+            attempt=int(job["attempt"]),
+        )
+
+    def log(self) -> list[list[int]]:
+        """Rows (time, kind, request, machine) of a recorded run."""
+        rows: list[list[int]] = self._kept["log"][: self.sim["events"]].tolist()
+        return rows
+
+    def read(self, idle_watts: Ints) -> Outcomes:
+        """Outcomes as of now."""
+        out, machines, now = self.outcomes, self._kept["machines"], int(self.sim["now"])
+        if not self._streaming:
+            publish_all(self.sim)
+            known = len(out.finish_order)
+            out.finish_order += self._kept["order"][known : self.sim["finished"]].tolist()
+        out.end_ns = now
+        for name in ("busy_ns", "prompt_busy_ns", "generated_tokens", "prompted_tokens"):
+            getattr(out, name)[:] = machines[name]
+        failing = np.where(machines["down"] > 0, now - machines["failed_at"], 0)
+        out.up_ns[:] = now - machines["down_ns"] - failing
+        idle_ns = np.maximum(0, out.up_ns - out.busy_ns)
+        out.energy_j[:] = (machines["watts_ns"] + idle_watts * idle_ns) / 1e9
+        known = len(out.timeline)
+        out.timeline += [tuple(row) for row in self._kept["timeline"][known : self.sim["samples"]].tolist()]
+        return out
