@@ -16,6 +16,7 @@ MP_ORACLE = "mp, best split and threshold in hindsight"
 INDEX = "index"
 TUNED = "index tuned for this cluster"
 RESIDUAL = "ES residual"
+PRETRAINED_ROUTING = "pretrained:routing"
 
 NO_SPLIT = {
     "round robin": "round-robin",
@@ -27,7 +28,7 @@ NO_SPLIT = {
 SPLIT = {"split JSQ": "split-jsq", "power of two": "power-of-two", MP_DEFAULT: "splitwise"}
 SIZING = {"mp, reactive sizing": "splitwise+reactive", "mp, EWMA sizing": "splitwise+ewma"}
 AGENTS = {
-    "pretrained:routing": ("pretrained:routing", False),
+    PRETRAINED_ROUTING: (PRETRAINED_ROUTING, False),
     "PPO routing": ("pretrained:routing-ppo", False),
     "PPO sizing": ("pretrained:sizing", True),
     "joint": ("pretrained:joint", True),

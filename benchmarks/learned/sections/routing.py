@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.learned.cases import CASES, Case
-from benchmarks.learned.entrants import INDEX, MP_ORACLE, RESIDUAL, TUNED, Field, field_of
+from benchmarks.learned.entrants import MP_ORACLE, PRETRAINED_ROUTING, RESIDUAL, TUNED, Field, field_of
 from benchmarks.learned.measure import NINE, Bench, Runs, measure
 from benchmarks.learned.page import Section, Table
 from benchmarks.learned.statistics import best_of, estimate, improvement, iqm, mean, pick
@@ -16,7 +16,6 @@ Floats = NDArray[np.float64]
 
 OVERLOAD = 1.2
 """The load at which tails are compared."""
-MAIN = (MP_ORACLE, INDEX, TUNED, RESIDUAL)
 
 
 class Results:
@@ -125,21 +124,16 @@ def claims(found: Results) -> dict[str, float]:
     if RESIDUAL not in found.rows:
         return {}
     made: dict[str, float] = {}
-    ours = found.of(RESIDUAL, loads=case.claimed_loads)
-    for name, row in (("mp_oracle", MP_ORACLE), ("tuned", TUNED)):
-        if row not in found.rows:
+    for prefix, ours in (("goodput", RESIDUAL), ("pretrained", PRETRAINED_ROUTING)):
+        if ours not in found.rows:
             continue
-        difference = ours - found.of(row, loads=case.claimed_loads)
-        whole, key = estimate(difference), f"routing.goodput_over_{name}.{case.name}"
-        made |= {key: whole.value, f"{key}.ci_low": whole.low, f"{key}.ci_high": whole.high}
-        middle = estimate(difference, iqm)
-        made |= {f"{key}.iqm": middle.value, f"{key}.iqm.ci_low": middle.low}
-        made[f"{key}.probability"] = improvement(difference)
-        made[f"{key}.worst_workload"] = float(np.nanmin(np.nanmean(difference, axis=(0, 2, 3))))
-        made[f"{key}.worst_seed"] = float(np.nanmin(np.nanmean(difference, axis=(1, 2, 3))))
+        for name, theirs in (("mp_oracle", MP_ORACLE), ("tuned", TUNED)):
+            if theirs in found.rows:
+                key = f"routing.{prefix}_over_{name}.{case.name}"
+                made |= _margin(key, *(found.of(row, loads=case.claimed_loads) for row in (ours, theirs)))
     if TUNED in found.rows and OVERLOAD in case.loads:
-        late, theirs = (found.of(row, "ttft_slowdown_p99", (OVERLOAD,)) for row in (RESIDUAL, TUNED))
-        made[f"routing.ttft_p99_over_index.{case.name}"] = mean(late) / mean(theirs)
+        late, tuned = (found.of(row, "ttft_slowdown_p99", (OVERLOAD,)) for row in (RESIDUAL, TUNED))
+        made[f"routing.ttft_p99_over_index.{case.name}"] = mean(late) / mean(tuned)
     for load in case.loads:
         if load < min(case.claimed_loads):
             best = max(mean(found.of(row, loads=(load,))) for row in found.rows)
@@ -147,6 +141,22 @@ def claims(found: Results) -> dict[str, float]:
                 found.of(RESIDUAL, loads=(load,))
             )
     return made
+
+
+def _margin(key: str, ours: Floats, theirs: Floats) -> dict[str, float]:
+    """The mean difference and what else is said of it: its interval, interquartile mean, worst cases."""
+    difference = ours - theirs
+    whole, middle = estimate(difference), estimate(difference, iqm)
+    return {
+        key: whole.value,
+        f"{key}.ci_low": whole.low,
+        f"{key}.ci_high": whole.high,
+        f"{key}.iqm": middle.value,
+        f"{key}.iqm.ci_low": middle.low,
+        f"{key}.probability": improvement(difference),
+        f"{key}.worst_workload": float(np.nanmin(np.nanmean(difference, axis=(0, 2, 3)))),
+        f"{key}.worst_seed": float(np.nanmin(np.nanmean(difference, axis=(1, 2, 3)))),
+    }
 
 
 def _section(case: Case) -> Callable[[Bench], Section]:
