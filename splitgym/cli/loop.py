@@ -34,6 +34,9 @@ def load(
     max_open: Annotated[
         int, typer.Option(help="Requests open at once; more are not sent, but counted.")
     ] = 1000,
+    token_ids: Annotated[
+        str, typer.Option(help="LOW-HIGH: prompts are drawn from these ids; for small vocabularies.")
+    ] = "1000-20000",
     as_json: AsJson = False,
 ) -> None:
     """Send a workload's requests to a live server at its times, and time the answers.
@@ -58,6 +61,7 @@ def load(
         timeout_s=timeout,
         most_open=max_open,
         seed=seed,
+        token_ids=token_ids.split("-"),
     )
     trace = wanted.build(seed)
     with progress("sending", len(trace)) as (bar, task):

@@ -46,10 +46,14 @@ class LoadOptions:
     """Requests open at once; what is due beyond is not sent, and counted."""
     seed: int = Field(default=0, ge=0)
     """Of the prompts' tokens."""
+    token_ids: tuple[int, int] = TOKEN_IDS
+    """They are drawn from here: the first, and the one after the last."""
 
     @model_validator(mode="after")
     def _check(self) -> "LoadOptions":
         check_url(self.url)
+        if not 0 <= self.token_ids[0] < self.token_ids[1]:
+            raise ValueError(f"token_ids {self.token_ids}: expected two numbers, the first the smaller one")
         return self
 
 
@@ -189,7 +193,7 @@ class _Load:
     def _body(self, prompt_tokens: int, output_tokens: int) -> dict[str, Any]:
         return {
             "model": self.model,
-            "prompt": self._random.integers(*TOKEN_IDS, prompt_tokens).tolist(),
+            "prompt": self._random.integers(*self.options.token_ids, prompt_tokens).tolist(),
             "max_tokens": output_tokens,
             "ignore_eos": True,
             "temperature": 0.0,
