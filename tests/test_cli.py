@@ -236,7 +236,7 @@ def test_learning_commands_come_from_the_checkout(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(learning, "__file__", str(fake))
     without = typer.Typer()
     learning.add_learning_commands(without)
-    result = CliRunner().invoke(without, ["train"])
+    result = CliRunner().invoke(without, ["train", "--algo", "es"])
     assert isinstance(result.exception, SplitgymError) and "checkout" in str(result.exception)
 
     (tmp_path / "agents").mkdir()

@@ -104,6 +104,18 @@ def test_slos_pass_and_fail_as_in_the_metrics(results: Results) -> None:
     assert failed > 0, "at the higher rate something fails, so the test can"
 
 
+def test_energy_and_cost_are_those_of_the_metrics(results: Results) -> None:
+    workload = results.workloads[1]
+    text = sections.energy_and_cost(results, workload)
+    energy = results.values("energy_per_request_j", "index", workload).mean()
+    good = results.values("goodput", "index", workload).mean()
+    row = text[text.index(">index<") :]
+    shown = re.findall(r"<td>([^<]*)</td>", row)[:4]
+    assert shown[0].split(" [")[0] == f"{energy:,.0f}" and shown[1] == f"{energy / good:,.0f}"
+    none = tuple(replace(r, metrics=replace(r.metrics, goodput=0.0)) for r in results.runs)
+    assert "–" in sections.energy_and_cost(replace(results, runs=none), workload)
+
+
 def test_activity_adds_up(results: Results) -> None:
     run = results.select("splitwise", results.workloads[1])[0]
     activity = run.activity

@@ -25,7 +25,11 @@ def add_learning_commands(to: typer.Typer) -> None:
         found.register(to)
         return
     for name in LEARNING_COMMANDS:
-        to.command(name, help=f"(not available here: {found})", hidden=True)(_unavailable(name, found))
+        settings = {"ignore_unknown_options": True, "allow_extra_args": True}  # whatever else was typed
+        command = to.command(
+            name, help=f"(not available here: {found})", hidden=True, context_settings=settings
+        )
+        command(_unavailable(name, found))
 
 
 def learning_commands() -> ModuleType | str:

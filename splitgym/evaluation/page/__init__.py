@@ -46,6 +46,7 @@ def page(results: Results, baseline: str | None = None, made_at: datetime | None
         parts.append(sections.table(results, workload, base))
         parts.append("<h3>The nine SLOs</h3>" + sections.slos(results, workload))
         parts.append("<h3>Latency</h3>" + sections.latency(results, workload))
+        parts.append("<h3>Energy and cost</h3>" + sections.energy_and_cost(results, workload))
         parts += [f"<h3>Over time: {escape(run.policy)}</h3>{sections.over_time(run)}" for run in first]
     data = json.dumps(sections.gantt_data(shown), separators=(",", ":")).replace("<", "\\u003c")
     script = f'<script type="application/json" id="runs">{data}</script><script>{_asset("gantt.js")}</script>'

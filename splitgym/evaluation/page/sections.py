@@ -79,6 +79,29 @@ def table(results: Results, workload: Workload, baseline: str) -> str:
     return _table(f"{workload.name}: results", says, head, rows)
 
 
+def energy_and_cost(results: Results, workload: Workload) -> str:
+    """What a request and a good request cost, in joules and in the profiles' currency, with intervals."""
+    rows = []
+    for policy in results.policies:
+        values = {
+            name: results.values(name, policy, workload)
+            for name in ("energy_per_request_j", "cost_per_request", "goodput")
+        }
+        cells = []
+        for name, times, form in (("energy_per_request_j", 1.0, ",.0f"), ("cost_per_request", 1000.0, ".3g")):
+            each = times * values[name]
+            cells.append(_spread(bootstrap_mean(each), form=form))
+            # Of all requests over the good ones: windows are pooled, so that one without any does not count.
+            good = float(values["goodput"].mean())
+            cells.append(format(float(each.mean()) / good, form) if good > 0 else "–")
+        rows.append([policy, *cells])
+    head = ("policy", "J/request", "J/good request", "cost/1000", "cost/1000 good")
+    says = (
+        "energy of all machines and cost of the cluster's time, over the requests; brackets: 95 % intervals"
+    )
+    return _table(f"{workload.name}: energy and cost", says, head, rows)
+
+
 def slos(results: Results, workload: Workload) -> str:
     """The nine SLOs: each policy's percentile, and whether it passes."""
     limits = [(kind, p, limit) for kind in KINDS for p, limit in zip(PERCENTILES, NINE_SLOS[kind])]
@@ -244,9 +267,9 @@ def _charts(figures: Sequence[str]) -> str:
     return f'<div class="charts">{"".join(figures)}</div>'
 
 
-def _spread(found: Interval, sign: str = "") -> str:
-    text = f"{found.mean:{sign}.3f}"
-    return text if np.isnan(found.low) else f"{text} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
+def _spread(found: Interval, sign: str = "", form: str = ".3f") -> str:
+    text = f"{found.mean:{sign}{form}}"
+    return text if np.isnan(found.low) else f"{text} [{found.low:{sign}{form}}, {found.high:{sign}{form}}]"
 
 
 def _cell(row: dict[str, Any], name: str, sign: str) -> str:
