@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 p
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-CODE := splitgym agents train.py tests benchmarks profiles traces docs/generate.py docs/figures.py docs/notebooks
+CODE := splitgym agents train.py tests benchmarks profiles traces docs/generate.py docs/figures.py docs/hooks.py docs/notebooks
 
 VLLM_VENV ?= .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
