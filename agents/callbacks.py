@@ -212,6 +212,29 @@ class RolloutMetrics(BaseCallback):
         self._sums, self._steps = {}, 0
 
 
+class Pull(BaseCallback):
+    """Lets the pull towards the start fall over the run, and logs how far the policy has moved."""
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__()
+        self._config = config
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        own, policy = self._config.on_policy, self.model.policy
+        if not getattr(policy, "pulled", False):
+            return
+        done = min(1.0, self.model.num_timesteps / self._config.steps)
+        policy.pull = own.start_kl + done * (own.start_kl_end - own.start_kl)
+        policy.entropy_weight = own.ent_coef
+        if policy.divergences:
+            self.logger.record("train/start_kl", float(np.mean(policy.divergences)))
+            policy.divergences.clear()
+        self.logger.record("train/pull", policy.pull)
+
+
 class Bar(BaseCallback):
     """A progress bar in the terminal: decisions, speed, the newest validation goodput, time left."""
 

@@ -58,6 +58,14 @@ class EnvConfig:
     """
     reward: str | dict[str, float] = "good-minus-bad"
     """A reward's name, or weights by name."""
+    worlds: Literal["own", "many"] = "own"
+    """Routing: `many` gives each environment a cluster, and each episode a workload and a load, drawn as
+    `evolution` says (`machines`, `mixed`, `models`, `workloads`, `loads`), and judges on its scenarios.
+    """
+    prior: str | None = None
+    """Begin as an index or residual scheduler, and learn what to add to its costs: `index`, `index-tuned`,
+    `pretrained:routing`, or the folder of a bundle or of an `es` or `cem` run. Kept in the run folder.
+    """
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -78,6 +86,8 @@ class LearnerConfig:
     """It falls linearly to this."""
     hidden: int = Field(default=64, ge=1)
     """Width of the networks."""
+    prior_scale: float = Field(default=20.0, gt=0)
+    """With `environment.prior`: logits are its costs times this. Larger: closer to its likeliest decision."""
     discount_s: float = Field(default=10.0, gt=0)
     """Time constant of the discount [s of simulated time]: what lies t ahead counts exp(-t / discount_s)."""
     reward_scale: float | None = Field(default=None, gt=0)
@@ -108,6 +118,10 @@ class OnPolicyConfig:
     """PPO: how far a probability ratio may move."""
     target_kl: float | None = Field(default=0.03, gt=0)
     """PPO: stop an update that has moved the policy this far."""
+    start_kl: float = Field(default=0.0, ge=0)
+    """Weight of the divergence from the policy that learning began with, KL(now || start); 0 for none."""
+    start_kl_end: float = Field(default=0.0, ge=0)
+    """It falls linearly to this."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -139,9 +153,23 @@ class WarmStartConfig:
     """
 
     teacher: str | None = None
-    """A routing or sizing scheduler's name; None for none."""
+    """A routing or sizing scheduler's name, `pretrained:NAME`, or the folder of a bundle or a run; None for
+    none.
+    """
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of that scheduler."""
+    sizing: str | None = None
+    """Joint: who teaches the sizes, as `teacher` does the machines; None takes a `teacher` that does both."""
+    sizing_options: dict[str, Any] = Field(default_factory=dict)
+    """Options of that scheduler."""
+    fits: Literal["both", "value"] = "both"
+    """`value` leaves the policy as it is and learns only what follows from it: with a prior, the policy is
+    the teacher already.
+    """
+    balance: float = Field(default=0.0, ge=0, le=1)
+    """Decisions of a class that makes up a share s weigh s ** -balance. Classes are the numbers of machines
+    to move, and whether a request is split. 0 weighs all alike, 1 gives every class the same weight in all.
+    """
     decisions: int = Field(default=20_000, ge=1)
     """Decisions of the teacher to learn from, over all rounds."""
     rounds: int = Field(default=2, ge=1)
@@ -282,9 +310,21 @@ class RunConfig:
             raise ValueError(f"{self.algo} searches routing weights: use env routing")
         if self.environment.flat and self.env != "routing":
             raise ValueError(f"environment.flat is for routing; {self.env} has one action space only")
-        if self.warm_start.teacher and (self.algo == "dqn" or self.env == "joint"):
+        if self.warm_start.teacher and self.algo in ("dqn", *EVOLVED):
+            raise ValueError("warm_start clones into a ppo, maskable_ppo or a2c policy only")
+        if self.warm_start.sizing and self.env != "joint":
             raise ValueError(
-                "warm_start clones into a ppo, maskable_ppo or a2c policy for routing or pool_sizing only"
+                "warm_start.sizing is for env joint; elsewhere warm_start.teacher is who teaches"
+            )
+        if self.environment.worlds == "many" and (
+            self.env != "routing" or self.algo in ("dqn", *EVOLVED) or self.learner.vec != "in-process"
+        ):
+            raise ValueError(
+                "environment.worlds: many is for routing with ppo, maskable_ppo or a2c, in process"
+            )
+        if self.environment.prior and (self.env == "pool_sizing" or self.algo in ("dqn", *EVOLVED)):
+            raise ValueError(
+                "environment.prior is for ppo, maskable_ppo or a2c that route; es begins from evolution.start"
             )
         if self.algo != "dqn" and self.learner.num_envs * self.on_policy.n_steps < 2:
             raise ValueError("learner.num_envs x on_policy.n_steps must be at least 2")
@@ -337,4 +377,8 @@ def resolve(overrides: Mapping[str, Any], where: str = "the options") -> RunConf
     """
     env = str(overrides.get("env", "routing"))
     algo = str(overrides.get("algo", "maskable_ppo"))
-    return from_mapping(RunConfig, merge(hyperparams(env, algo), overrides), where)
+    base = hyperparams(env, algo)
+    start = overrides.get("warm_start")
+    if isinstance(start, Mapping) and "teacher" in start:  # options are one teacher's
+        base["warm_start"] = {k: v for k, v in base.get("warm_start", {}).items() if k != "options"}
+    return from_mapping(RunConfig, merge(base, overrides), where)

@@ -145,6 +145,12 @@ class DecisionDistribution(MaskableDistribution):
         parts = [x for x in (self.pair, self.size) if x is not None]
         return th.stack([-(x.exp() * x).sum(dim=1) for x in parts]).sum(dim=0)
 
+    def divergence(self, other: "DecisionDistribution") -> th.Tensor:
+        """(B,) KL(self || other) [nats]; both under the same mask, and what is masked adds nothing."""
+        pairs = [(a, b) for a, b in ((self.pair, other.pair), (self.size, other.size)) if a is not None]
+        parts = [(a.exp() * (a - b)).sum(dim=1) for a, b in pairs if b is not None]
+        return th.stack(parts).sum(dim=0)
+
     def actions_from_params(self, *args: Any, deterministic: bool = False, **kwargs: Any) -> th.Tensor:
         """See `Distribution`."""
         return self.proba_distribution(*args, **kwargs).get_actions(deterministic=deterministic)

@@ -6,6 +6,7 @@ configuration, and only tensors are read from its zip.
 """
 
 import hashlib
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ import torch as th
 from agents.config import EVOLVED, RunConfig
 from agents.evolution import load_residual
 from agents.models import build_model, load_parameters
-from agents.runs import RunFolder
+from agents.priors import find_prior
+from agents.runs import PRIOR_FILE, RunFolder
 from splitgym import schedulers
-from splitgym.config import load_yaml
+from splitgym.config import load_yaml, parse_machines
 from splitgym.envs.action import JointActions, RoutingActions, SizingActions
 from splitgym.errors import ConfigError
 from splitgym.evaluation import Contender
-from splitgym.observation import Observer, observation_space
+from splitgym.observation import Observer, observation_space, prior_weights
 from splitgym.schedulers import Residual
 from splitgym.types import Decision, DecisionKind, RequestInfo
 from splitgym.view import ClusterView
@@ -59,7 +61,9 @@ class Agent:
         self.codec = codec
         self.name = name
         self.temperature = temperature
-        self._observer = Observer(max_machines)
+        net = getattr(model.policy, "decision_net", None)
+        self.prior = prior_weights(net.prior.numpy() if getattr(net, "with_prior", False) else None)
+        self._observer = Observer(max_machines, self.prior)
         self._random = th.Generator()
         self._decision_id = 0
 
@@ -119,7 +123,15 @@ def load_config(run: str | Path) -> RunConfig:
     """
     folder = RunFolder(run)
     folder.require()
-    return load_yaml(RunConfig, folder.config_file)
+    return with_own_prior(load_yaml(RunConfig, folder.config_file), folder)
+
+
+def with_own_prior(config: RunConfig, run: RunFolder) -> RunConfig:
+    """The configuration with the prior that the run folder keeps, whatever it was read from."""
+    file = run.path / PRIOR_FILE
+    if config.environment.prior is None or not file.is_file():
+        return config
+    return replace(config, environment=replace(config.environment, prior=str(file)))
 
 
 def load_agent(
@@ -156,7 +168,9 @@ def load_agent(
         raise ConfigError(f"{path} holds no model yet: train for at least one checkpoint")
     max_machines = machines_of(config)
     codec = make_codec(config, max_machines)
-    model = build_model(config, observation_space(max_machines), codec.space)
+    prior = find_prior(config.environment.prior)
+    space = observation_space(max_machines, prior=len(prior) > 0)
+    model = build_model(config, space, codec.space, prior=prior.tolist())
     load_parameters(model, place / "model.zip")
     if temperature is None:
         temperature = config.evaluation.temperature
@@ -165,6 +179,9 @@ def load_agent(
 
 def machines_of(config: RunConfig) -> int:
     """M of the run's spaces."""
+    if config.environment.worlds == "many" and config.environment.max_machines is None:
+        judged = [sum(g.count for g in parse_machines(text)) for text in config.evolution.clusters_judged]
+        return max(config.evolution.machines[1], *judged)
     return config.environment.max_machines or config.cluster.num_machines
 
 

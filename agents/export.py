@@ -13,14 +13,14 @@ from torch import nn
 from agents.config import RunConfig
 from agents.distributions import MASKED
 from agents.evaluation import Agent, load_agent, load_config, machines_of
-from agents.policies import DecisionNet
+from agents.policies import PRIOR_COLUMNS, DecisionNet
 from agents.runs import RunFolder
 from agents.task import cluster_of
 from splitgym.cluster import Cluster
 from splitgym.config import to_mapping
 from splitgym.envs.action import SizingActions
 from splitgym.errors import ConfigError
-from splitgym.observation import CLUSTER_FEATURES, Observation, Observer
+from splitgym.observation import CLUSTER_FEATURES, MACHINE_FEATURES, Observation, Observer
 from splitgym.policy import Policy, export_heuristic, write_bundle
 from splitgym.policy.choose import choose, choose_pair
 from splitgym.policy.golden import MARGIN, made_up_states, short
@@ -64,10 +64,11 @@ def export_run(
         weights = _layers(net.q_net)
         made = Mlp("mlp", PARTS, len(weights) // 2)  # type: ignore[arg-type]
     elif onnx:
-        model, made = to_onnx(net, machines_of(config)), Onnx("onnx")
+        model, made = to_onnx(net, machines_of(config)), Onnx("onnx", net.with_prior)
+        weights = {"prior": net.prior.numpy()} if net.with_prior else None
     else:
         weights = {key: array.numpy() for key, array in net.state_dict().items()}
-        made = Scorer("scorer", config.learner.hidden)
+        made = Scorer("scorer", config.learner.hidden, net.with_prior)
     cluster = cluster_of(config)
     return write_bundle(
         folder,
@@ -183,7 +184,7 @@ def _vectors(config: RunConfig, agent: Agent, net: Any) -> list[dict[str, Any]]:
     rows = m if isinstance(net, DecisionNet) else size
     sizes = SizingActions(config.environment.max_moves, config.cluster.min_pool_machines)
     kinds = {"routing": ["route"], "pool_sizing": ["resize"], "joint": ["route", "resize"]}[config.env]
-    observer = Observer(size)
+    observer = Observer(size, agent.prior)
     kept: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     margin: dict[str, list[float]] = {kind: [] for kind in kinds}
     for number, (view, request) in enumerate(made_up_states(cluster, STATES)):
@@ -204,7 +205,8 @@ def _vectors(config: RunConfig, agent: Agent, net: Any) -> list[dict[str, Any]]:
             best = np.sort(scores[mask])
             vector["sizes_allowed"] = mask.astype(int).tolist()
             vector["decision"] = choose(scores, mask, 0.0, None)
-        parts = {key: short(v[:rows] if key in ("machines", "mask") else v) for key, v in seen.items()}
+        by_machine = ("machines", "mask", "prior")
+        parts = {key: short(v[:rows] if key in by_machine else v) for key, v in seen.items()}
         kept[kind].append({**vector, "observation": parts, "scores": short(np.ravel(scores))})
         margin[kind].append(float(best[-1] - best[-2]) if len(best) > 1 else np.inf)
     vectors = []
@@ -228,16 +230,16 @@ class _Exported(nn.Module):
         self.net = net
 
     def forward(
-        self, machines: th.Tensor, cluster: th.Tensor, request: th.Tensor, mask: th.Tensor
+        self, machines: th.Tensor, cluster: th.Tensor, request: th.Tensor, mask: th.Tensor, *prior: th.Tensor
     ) -> tuple[th.Tensor, ...]:
         net = self.net
-        code, context = net.encoder(
-            {"machines": machines, "cluster": cluster, "request": request, "mask": mask}
-        )
+        seen = {"machines": machines, "cluster": cluster, "request": request, "mask": mask}
+        if prior:
+            seen["prior"] = prior[0]
+        code, context = net.encoder(seen)
         found = []
         if net.shape.places:
-            hidden = th.relu(net.machine(code) + net.around(context).unsqueeze(1))
-            prompt, token, both = net.scores(hidden).unbind(dim=2)
+            prompt, token, both = net.machine_scores(seen, code, context).unbind(dim=2)
             index = th.cumsum(th.ones_like(mask), dim=1)
             same = (index.unsqueeze(2) == index.unsqueeze(1)).to(both.dtype)
             pair = prompt.unsqueeze(2) + token.unsqueeze(1) + both.unsqueeze(2) * same
@@ -260,14 +262,19 @@ def to_onnx(net: DecisionNet, machines: int) -> bytes:
     """
     encoder = net.encoder
     cluster = len(CLUSTER_FEATURES)
-    example = (
-        th.zeros(1, machines, encoder.own.in_features),
+    example: tuple[th.Tensor, ...] = (
+        th.zeros(1, machines, len(MACHINE_FEATURES)),
         th.zeros(1, cluster),
         th.zeros(1, encoder.shared.in_features - cluster),
         th.ones(1, machines),
     )
     outputs = ["pair"] * bool(net.shape.places) + ["size"] * bool(net.shape.sizes)
+    inputs = ["machines", "cluster", "request", "mask"]
     axes = {"machines": {1: "M"}, "mask": {1: "M"}}
+    if encoder.with_prior:
+        inputs.append("prior")
+        example = (*example, th.zeros(1, machines, PRIOR_COLUMNS))
+        axes["prior"] = {1: "M"}
     if net.shape.places:
         axes["pair"] = {1: "M", 2: "M"}
     made = io.BytesIO()
@@ -278,7 +285,7 @@ def to_onnx(net: DecisionNet, machines: int) -> bytes:
             _Exported(net).eval(),
             example,
             made,  # type: ignore[arg-type]
-            input_names=["machines", "cluster", "request", "mask"],
+            input_names=inputs,
             output_names=outputs,
             dynamic_axes=axes,
             opset_version=17,

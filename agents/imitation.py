@@ -4,6 +4,9 @@ Each round plays episodes in the training environments. In the first the teacher
 clone does, and the teacher says what it would have done (DAgger), so that the clone also sees the states that
 its own mistakes lead to. After each round the policy is fitted to all decisions so far (cross-entropy over
 what the mask allows), and the value to the discounted rewards that followed.
+
+Rare decisions can weigh more (`warm_start.balance`): a sizing rule does nothing at most ticks, and a clone of
+it that never does anything agrees with it almost always.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,6 +18,7 @@ import torch as th
 from numpy.typing import NDArray
 
 from agents.config import WarmStartConfig
+from agents.distributions import DecisionShape
 
 Floats = NDArray[np.float32]
 
@@ -81,6 +85,32 @@ def record(
     return Decisions.join(parts)
 
 
+def classes_of(shape: DecisionShape, actions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(N,) class of each decision: which size it is, and whether its machines differ.
+
+    Machines themselves are no classes: their order means nothing.
+
+    Args:
+        shape: of a decision.
+        actions: (N,) or (N, parts).
+    """
+    columns = actions.reshape(len(actions), -1)
+    found = np.zeros(len(columns), np.int64)
+    if shape.places:
+        p, t = divmod(columns[:, 0], shape.places) if shape.flat else (columns[:, 0], columns[:, 1])
+        none = (p == shape.places - 1) & (t == p) & (shape.sizes > 0)  # a joint decision that only resizes
+        found = np.where(none, 2, (p != t).astype(np.int64))
+    return 3 * columns[:, -1] + found if shape.sizes else found
+
+
+def class_weights(classes: NDArray[np.int64], balance: float) -> Floats:
+    """(N,) weight of each decision, 1 in the mean: (its class's share) ** -balance."""
+    _, place, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    weights = (counts / len(classes)) ** -balance
+    weights = weights[place.ravel()]
+    return np.asarray(weights / weights.mean(), np.float32)
+
+
 def _episode(
     env: Any, teacher: Teacher, seed: int, discount_s: float, reward_scale: float, student: Any
 ) -> Decisions:
@@ -126,9 +156,14 @@ def fit(
         progress: called with (epoch, cross-entropy, agreement).
 
     Returns:
-        cross_entropy [nats], agreement (share where the likeliest decision is the teacher's), value_error
-        (mean square) of the last epoch.
+        cross_entropy [nats], agreement (share where the likeliest decision is the teacher's),
+        balanced_agreement (its mean over the classes of `classes_of`) and value_error (mean square) of the
+        last epoch.
     """
+    classes = classes_of(policy.action_dist.shape, decisions.actions)
+    weights = th.as_tensor(class_weights(classes, config.balance))
+    _, places = np.unique(classes, return_inverse=True)
+    both = config.fits == "both"
     optimizer = th.optim.Adam(policy.parameters(), lr=config.learning_rate)
     batches = -(-len(decisions) // config.batch_size) * config.epochs
     schedule = th.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=batches)
@@ -139,23 +174,30 @@ def fit(
     policy.set_training_mode(True)
     result: dict[str, float] = {}
     for epoch in range(config.epochs):
-        sums = np.zeros(3)
+        sums = np.zeros(2)
+        agreed = np.zeros(len(decisions))
         for rows in _batches(rng.permutation(len(decisions)), config.batch_size):
             obs = {key: value[rows] for key, value in tensors.items()}
             distribution = policy.get_distribution(obs, masks[rows])
-            loss = -distribution.log_prob(actions[rows]).mean()
+            loss = -(weights[rows] * distribution.log_prob(actions[rows])).mean()
             value_loss = (policy.predict_values(obs).flatten() - returns[rows]).pow(2).mean()
             optimizer.zero_grad()
-            (loss + value_loss).backward()
+            (loss + value_loss if both else value_loss).backward()
             optimizer.step()
             schedule.step()
             same = distribution.mode() == actions[rows]
-            agree = same.float().mean() if same.ndim == 1 else same.all(dim=1).float().mean()
-            sums += len(rows) * np.array([loss.item(), agree.item(), value_loss.item()])
+            agreed[rows.numpy()] = (same if same.ndim == 1 else same.all(dim=1)).numpy()
+            sums += len(rows) * np.array([loss.item(), value_loss.item()])
         sums /= len(decisions)
-        result = {"cross_entropy": sums[0], "agreement": sums[1], "value_error": sums[2]}
+        by_class = np.bincount(places.ravel(), agreed) / np.bincount(places.ravel())
+        result = {
+            "cross_entropy": float(sums[0]),
+            "agreement": float(agreed.mean()),
+            "balanced_agreement": float(by_class.mean()),
+            "value_error": float(sums[1]),
+        }
         if progress is not None:
-            progress(epoch, float(sums[0]), float(sums[1]))
+            progress(epoch, result["cross_entropy"], result["agreement"])
     policy.set_training_mode(False)
     return result
 

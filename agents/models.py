@@ -1,5 +1,6 @@
 """From a configuration and two spaces to a stable-baselines3 model, and its parameters from a zip."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ def reward_scale(config: RunConfig) -> float:
     """What rewards are multiplied by: as configured, or such that a discounted sum is about 1."""
     if config.learner.reward_scale is not None:
         return config.learner.reward_scale
+    if config.environment.worlds == "many":
+        return 1.0  # `agents.worlds` divides by each cluster's own rate
     rate = rates(config)
     if rate is None:
         rate = 5.0  # the Azure traces' own rates are 2.5 and 5.4 requests/s
@@ -50,6 +53,7 @@ def build_model(
     observation_space: spaces.Space[Any],
     action_space: spaces.Space[Any],
     env: Any = None,
+    prior: Sequence[float] = (),
 ) -> Any:
     """A fresh model.
 
@@ -57,13 +61,14 @@ def build_model(
         config: the run.
         observation_space, action_space: of the environment.
         env: a VecEnv to learn in, or None to decide only.
+        prior: weights of `environment.prior` (`agents.priors.find_prior`).
     """
     # One thread is 2.6 to 3.2 times faster than two on networks of this size.
     th.set_num_threads(1)
     learner = config.learner
     rate = Falling(learner.learning_rate, learner.learning_rate_end)
     common: dict[str, Any] = {"learning_rate": rate, "seed": config.seed, "device": "cpu", "verbose": 0}
-    algorithm, options = _dqn(config) if config.algo == "dqn" else _on_policy(config)
+    algorithm, options = _dqn(config) if config.algo == "dqn" else _on_policy(config, prior)
     made: Any = algorithm(env=env, **common, **options, _init_setup_model=env is not None)
     if env is None:
         made.observation_space, made.action_space, made.n_envs = observation_space, action_space, 1
@@ -80,14 +85,20 @@ def _shrink(model: Any) -> None:
         model.n_steps = 2
 
 
-def _on_policy(config: RunConfig) -> tuple[Any, dict[str, Any]]:
+def _on_policy(config: RunConfig, prior: Sequence[float]) -> tuple[Any, dict[str, Any]]:
     own, learner = config.on_policy, config.learner
     maskable = config.algo == "maskable_ppo"
     options: dict[str, Any] = {
         "policy": MaskableScorerPolicy if maskable else ScorerPolicy,
-        "policy_kwargs": {"hidden": learner.hidden, "max_group_norm": own.max_group_norm},
+        "policy_kwargs": {
+            "hidden": learner.hidden,
+            "max_group_norm": own.max_group_norm,
+            "prior": tuple(prior),
+            "prior_scale": learner.prior_scale,
+            "pulled": own.start_kl > 0,
+        },
         "n_steps": own.n_steps,
-        "ent_coef": own.ent_coef,
+        "ent_coef": 1.0 if own.start_kl > 0 else own.ent_coef,  # see `_Scorer.keep_start`
         "vf_coef": own.vf_coef,
         "max_grad_norm": NO_CLIPPING,
         "rollout_buffer_class": RealTimeMaskableRolloutBuffer if maskable else RealTimeRolloutBuffer,

@@ -2,6 +2,7 @@
 than the steps since the last checkpoint.
 
     config.yaml         the resolved configuration, every field
+    prior.npz           weights of the scheduler that the policy begins as, if it does
     meta.json           git revision, package versions, seed, command, start time
     progress.json       steps done, total, state (running, interrupted, finished)
     checkpoints/        step-000012288/ {model.zip (optimizer included), state.json (RNGs, counters),
@@ -31,6 +32,9 @@ import torch as th
 import yaml
 
 from splitgym.errors import ConfigError
+
+PRIOR_FILE = "prior.npz"
+"""The weights of a run's prior, where it has one."""
 
 PACKAGES = ("numpy", "numba", "torch", "gymnasium", "stable-baselines3", "sb3-contrib", "simpy", "splitgym")
 

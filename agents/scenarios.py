@@ -61,17 +61,34 @@ def draw(config: RunConfig, rng: np.random.Generator) -> list[Scenario]:
     wanted = config.evolution.scenarios
     found: list[Scenario] = []
     for _ in range(_TRIES * wanted):
-        low, high = config.evolution.loads
-        cluster = _draw_cluster(config, rng)
-        text = str(rng.choice(config.evolution.workloads))
-        load, seed = float(rng.uniform(low, high)), int(rng.integers(2**31))
         try:
-            found.append(_scenario(config, cluster, text, load, seed, "train"))
+            found.append(_drawn(config, draw_cluster(config, rng), rng))
         except TraceError:  # too fast for the part, or an empty window
             continue
         if len(found) == wanted:
             return found
     raise ConfigError("evolution: the traces are too short for these workloads and loads; lower loads")
+
+
+def draw_window(config: RunConfig, cluster: Cluster, rng: np.random.Generator) -> Scenario:
+    """One scenario of a given cluster, from the train part.
+
+    Raises:
+        ConfigError: as of `draw`.
+    """
+    for _ in range(_TRIES):
+        try:
+            return _drawn(config, cluster, rng)
+        except TraceError:
+            continue
+    raise ConfigError("evolution: the traces are too short for these workloads and loads; lower loads")
+
+
+def _drawn(config: RunConfig, cluster: Cluster, rng: np.random.Generator) -> Scenario:
+    low, high = config.evolution.loads
+    text = str(rng.choice(config.evolution.workloads))
+    load, seed = float(rng.uniform(low, high)), int(rng.integers(2**31))
+    return _scenario(config, cluster, text, load, seed, "train")
 
 
 def judged(config: RunConfig, part: str = "validation") -> list[Scenario]:
@@ -115,7 +132,8 @@ def _resolved(config: ClusterConfig) -> Cluster:
     return _OWN[key]
 
 
-def _draw_cluster(config: RunConfig, rng: np.random.Generator) -> Cluster:
+def draw_cluster(config: RunConfig, rng: np.random.Generator) -> Cluster:
+    """Machines as `evolution` says, or the run's own."""
     evolution = config.evolution
     if evolution.clusters == "own":
         return _resolved(config.cluster)
@@ -165,8 +183,11 @@ def run(scheduler: schedulers.CompiledRouting, scenario: Scenario) -> tuple[floa
         start_s=workload.warmup_s,
         end_s=workload.end_s,
     )
-    if not len(table):
-        return np.nan, np.nan, np.nan
+    return measures(table) if len(table) else (np.nan, np.nan, np.nan)
+
+
+def measures(table: RequestTable) -> tuple[float, float, float]:
+    """Goodput, tail and TTFT p99 of the requests that count, of which there is one at least."""
     return float(table.good.mean()), tail(table), float(np.percentile(table.ttft_slowdown, 99))
 
 

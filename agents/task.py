@@ -9,11 +9,13 @@ import numpy as np
 
 from agents.config import RunConfig, rates
 from agents.evaluation import Agent, contender, machines_of, make_codec
-from splitgym import schedulers
+from agents.priors import find_prior
+from agents.teachers import SchedulerTeacher, find_scheduler
 from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig
 from splitgym.evaluation import Results, evaluate
 from splitgym.evaluation.workloads import Workload, find
+from splitgym.schedulers import Residual
 from splitgym.sim.outcomes import TIMELINE_FIELDS
 
 IDS = {
@@ -41,19 +43,26 @@ def cluster_of(config: RunConfig) -> ClusterConfig:
     return replace(config.cluster, confine=confine)
 
 
-def env_options(config: RunConfig) -> dict[str, Any]:
-    """Keyword arguments of the run's environment, but for the trace."""
+def env_options(config: RunConfig, cluster: ClusterConfig | None = None) -> dict[str, Any]:
+    """Keyword arguments of the run's environment, but for the trace.
+
+    Args:
+        config: the run.
+        cluster: in place of its own, when the workload comes with it.
+    """
     env, load = config.environment, config.workload
+    prior = find_prior(env.prior)
     options: dict[str, Any] = {
-        "cluster": cluster_of(config),
+        "cluster": cluster or cluster_of(config),
         "part": "train",
-        "rate_per_s": rates(config),
+        "rate_per_s": rates(config) if cluster is None else None,
         "arrivals": load.arrivals,
         "episode_s": load.episode_s,
         "warmup_s": load.warmup_s,
         "max_machines": machines_of(config),
         "reward": env.reward,
         "confine": cluster_of(config).confine,
+        "prior": tuple(prior.tolist()) if len(prior) else None,
     }
     if config.env == "routing":
         options["flat"] = env.flat
@@ -64,34 +73,6 @@ def env_options(config: RunConfig) -> dict[str, Any]:
     return options
 
 
-class SchedulerTeacher:
-    """A routing or sizing heuristic as a teacher in an environment.
-
-    Args:
-        name, options: of the scheduler.
-        sizing: it resizes pools instead of routing.
-    """
-
-    def __init__(self, name: str, options: dict[str, Any], sizing: bool) -> None:
-        self._scheduler: Any = (schedulers.sizing if sizing else schedulers.routing)(name, **options)
-        self._sizing = sizing
-
-    def begin(self, env: Any, seed: int) -> None:
-        """See `Teacher`."""
-        self._scheduler.reset(env.engine.view, seed)
-
-    def action(self, env: Any) -> Any:
-        """See `Teacher`."""
-        view = env.engine.view
-        if self._sizing:
-            top = int(env.action_space.n) // 2
-            return top + max(-top, min(top, int(self._scheduler.resize(view))))
-        prompt, token = self._scheduler.route(view, env.decision.request)
-        if len(env.action_space.shape) == 0:
-            return int(prompt * env.max_machines + token)
-        return np.array([prompt, token], np.int64)
-
-
 @dataclass(frozen=True)
 class SimulatorTask:
     """See the module. Pickles to its configuration, so that worker processes can make it again."""
@@ -100,16 +81,25 @@ class SimulatorTask:
 
     def make_env(self) -> Any:
         """One environment on the train part."""
+        if self.config.environment.worlds == "many":
+            return self._any_world()
         trace = find(self.config.workload.trace)
         return gymnasium.make(
             IDS[self.config.env], trace=trace, disable_env_checker=True, **env_options(self.config)
         )
 
     def teacher(self) -> SchedulerTeacher:
-        """The warm start's heuristic."""
-        start = self.config.warm_start
+        """Who the warm start imitates."""
+        start, kind = self.config.warm_start, self.config.env
         assert start.teacher is not None
-        return SchedulerTeacher(start.teacher, start.options, self.config.env == "pool_sizing")
+        first = find_scheduler(start.teacher, start.options, sizing=kind == "pool_sizing")
+        if kind == "pool_sizing":
+            return SchedulerTeacher(sizing=first)
+        if kind == "routing":
+            return SchedulerTeacher(first)
+        second = start.sizing or start.teacher
+        options = start.sizing_options if start.sizing else start.options
+        return SchedulerTeacher(first, find_scheduler(second, options, sizing=True))
 
     def workload(self, part: str, rate_per_s: float | None = None) -> Workload:
         """Windows of a part of the trace, at the evaluation's rate unless one is given."""
@@ -133,8 +123,25 @@ class SimulatorTask:
     def _cluster(self) -> Cluster:
         return Cluster.resolve(cluster_of(self.config))
 
+    def _any_world(self) -> Any:
+        from agents.worlds import AnyOf, draw_clusters, make_world
+
+        clusters = draw_clusters(self.config, self.config.learner.num_envs)
+        return AnyOf([make_world(self.config, cluster) for cluster in clusters])
+
+    @cached_property
+    def _worlds_judge(self) -> Any:
+        from agents.worlds import WorldsJudge
+
+        prior = find_prior(self.config.environment.prior)
+        weights = {"weights": tuple(prior.tolist())} if len(prior) else {}
+        return WorldsJudge(self.config, Residual(**weights))
+
     def judge(self, model: Any) -> dict[str, float]:
         """Metrics of a model on the validation windows, the mean over them."""
+        if self.config.environment.worlds == "many":
+            found: dict[str, float] = self._worlds_judge(model)
+            return found
         size = machines_of(self.config)
         agent = Agent(
             model, make_codec(self.config, size), size, temperature=self.config.evaluation.temperature

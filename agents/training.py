@@ -11,13 +11,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
-from agents.callbacks import Bar, Housekeeping, RolloutMetrics, Signals, tensorboard_logger
+from agents.callbacks import Bar, Housekeeping, Pull, RolloutMetrics, Signals, tensorboard_logger
 from agents.config import EVOLVED, RunConfig
 from agents.discounting import RealTime
+from agents.evaluation import with_own_prior
 from agents.imitation import Teacher, warm_start
 from agents.models import build_model, load_parameters, reward_scale
+from agents.priors import find_prior, save_prior
 from agents.runs import RunFolder, load_replay, read_state, restore_rng
 from agents.vec import vec_env
+from agents.worlds import worlds
 from splitgym.config import load_yaml, to_mapping
 from splitgym.errors import ConfigError
 
@@ -60,7 +63,10 @@ def train(config: RunConfig, run_dir: str | Path, *, task: Task | None = None, s
     env = task.make_env()  # an error in the configuration shows before a folder is made
     env.close()
     run.create(to_mapping(config), config.seed)
-    return _learn(config, run, task, show)
+    prior = find_prior(config.environment.prior)
+    if len(prior):
+        save_prior(run.path, prior)
+    return _learn(with_own_prior(config, run), run, task, show)
 
 
 def resume(run_dir: str | Path, *, task: Task | None = None, show: bool = True) -> Outcome:
@@ -71,7 +77,7 @@ def resume(run_dir: str | Path, *, task: Task | None = None, show: bool = True) 
     """
     run = RunFolder(run_dir)
     run.require()
-    config = load_yaml(RunConfig, run.config_file)
+    config = with_own_prior(load_yaml(RunConfig, run.config_file), run)
     done = run.progress()
     what = "generations" if config.algo in EVOLVED else "decisions"
     if done["state"] == "finished":
@@ -105,13 +111,16 @@ def _learn(config: RunConfig, run: RunFolder, task: Task, show: bool) -> Outcome
     th.set_num_threads(1)
     venv = make_vec_env(config, task)
     try:
-        model = build_model(config, venv.observation_space, venv.action_space, venv)
+        prior = find_prior(config.environment.prior).tolist()
+        model = build_model(config, venv.observation_space, venv.action_space, venv, prior)
         state = _restore(model, venv, run, config)
         model.set_logger(tensorboard_logger(run, model.num_timesteps))
         housekeeping = Housekeeping(config, run, task.judge, state)
         with Signals(housekeeping):
             if not state and config.warm_start.teacher:
                 _warm_start(config, model, task, show)
+            if not state and config.on_policy.start_kl > 0 and config.algo != "dqn":
+                model.policy.keep_start()
             if not housekeeping.interrupted:
                 _steps(config, model, housekeeping, run, show)
             housekeeping.finish()
@@ -124,6 +133,8 @@ def _learn(config: RunConfig, run: RunFolder, task: Task, show: bool) -> Outcome
 
 def make_vec_env(config: RunConfig, task: Task) -> VecEnv:
     """The environments of a run, stepped together."""
+    if config.environment.worlds == "many":
+        return worlds(config)
     makers = [task.make_env] * config.learner.num_envs
     if config.learner.vec == "subproc":
         return SubprocVecEnv(makers, start_method="forkserver")
@@ -161,7 +172,7 @@ def _steps(config: RunConfig, model: Any, housekeeping: Housekeeping, run: RunFo
         return
     bar = Bar(config.steps, housekeeping, run, show)
     # RolloutMetrics puts the episode's return into the infos that SB3 reads after the callbacks.
-    callbacks = CallbackList([RealTime(), RolloutMetrics(), housekeeping, bar])
+    callbacks = CallbackList([RealTime(), RolloutMetrics(), Pull(config), housekeeping, bar])
     try:
         model.learn(left, callback=callbacks, reset_num_timesteps=False, log_interval=_log_interval(config))
     finally:

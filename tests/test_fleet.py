@@ -81,7 +81,9 @@ def same_as_singles(make: Any, seed: int, threads: int, episodes: int = 1, num_e
     vllm=st.booleans(),
     fault=st.booleans(),
     padding=st.integers(0, 3),
-    options=st.sampled_from([{}, {"confine": True}, {"oracle": True}, {"arrivals": "stamps"}]),
+    options=st.sampled_from(
+        [{}, {"confine": True}, {"oracle": True}, {"arrivals": "stamps"}, {"prior": "index-tuned"}]
+    ),
     inside=st.sampled_from(["index", "splitwise", "random"]),
     seed=st.integers(0, 1000),
     threads=st.integers(1, 3),

@@ -17,7 +17,7 @@ from splitgym.envs.ledger import Ledger
 from splitgym.envs.reward import Completion, make_reward
 from splitgym.envs.workload import make_workload
 from splitgym.errors import ConfigError
-from splitgym.observation import Observation, Observer, observation_space
+from splitgym.observation import Observation, Observer, observation_space, prior_weights
 from splitgym.sim import Engine
 from splitgym.trace import Trace
 from splitgym.types import NS_PER_S, Decision, DecisionKind, to_ns
@@ -35,6 +35,7 @@ class SchedulingEnv(gym.Env[Observation, Any]):
         config: the arguments.
         cluster: the resolved cluster.
         engine: the simulator; its `view` is the state.
+        prior: weights of the costs that observations hold; empty for none.
         decision: what the next action answers; None before `reset` and after the last step.
     """
 
@@ -71,10 +72,12 @@ class SchedulingEnv(gym.Env[Observation, Any]):
         )
         self.end_ns = to_ns(duration_s)
         self.ledger = Ledger(self.cluster, to_ns(self.config.warmup_s), self.config.episode_s)
-        self._observer = Observer(self.max_machines)
+        self.prior = prior_weights(self.config.prior)
+        self._observer = Observer(self.max_machines, self.prior)
         self._codec = self._make_codec()
         self.engine: Engine = self.make_engine()
-        self.observation_space = observation_space(self.max_machines)  # type: ignore[assignment]
+        space = observation_space(self.max_machines, prior=len(self.prior) > 0)
+        self.observation_space = space  # type: ignore[assignment]
         self.action_space = self._codec.space
         self.decision: Decision | None = None
         self._invalid_actions = 0

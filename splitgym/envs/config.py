@@ -47,6 +47,9 @@ class EnvConfig:
     confine: bool | None = None
     """Restrict prompts to the prompt and mixed pools, token phases to the token and mixed pools. None is the
     default: on in PoolSizing and Joint; in Routing, what the cluster's configuration says (off)."""
+    prior: Any = None
+    """A scheduler whose costs observations hold under "prior": `index`, `index-tuned`, or the weights of a
+    residual (`splitgym.observation.prior_weights`)."""
     oracle: bool | None = None
     """Let observations hold the true output length (for studies); None is what the cluster says (off)."""
 

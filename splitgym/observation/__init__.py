@@ -13,6 +13,7 @@ from splitgym.observation import kernel
 from splitgym.observation.features import (
     CLUSTER_FEATURES,
     MACHINE_FEATURES,
+    PRIOR_FEATURES,
     REQUEST_FEATURES,
     SCHEMA_VERSION,
     Feature,
@@ -21,6 +22,7 @@ from splitgym.observation.features import (
     schema,
     schema_hash,
 )
+from splitgym.observation.prior import NO_PRIOR, Floats, fill_prior, prior_weights
 from splitgym.schedulers.predict import NUM_PREDICTIONS
 from splitgym.types import UNKNOWN, RequestInfo
 from splitgym.view import NUM_COUNTERS, ClusterView
@@ -35,10 +37,12 @@ class Observer:
 
     Args:
         max_machines: M of the arrays; rows beyond the cluster's machines are zeros.
+        prior: weights of `prior_weights`; empty for an observation without a prior.
     """
 
-    def __init__(self, max_machines: int) -> None:
+    def __init__(self, max_machines: int, prior: Floats = NO_PRIOR) -> None:
         self.max_machines = max_machines
+        self.prior = prior
         self._memory = np.zeros(kernel.NUM_MEMORY)
         self._last = np.zeros(kernel.NUM_LAST, np.int64)
         self._scratch = np.zeros((max_machines, NUM_PREDICTIONS))
@@ -65,7 +69,8 @@ class Observer:
                 recent mean prompt length.
 
         Returns:
-            "machines" (M, F), "cluster" (G,), "request" (R,), "mask" (M,), all float32.
+            "machines" (M, F), "cluster" (G,), "request" (R,), "mask" (M,), all float32; with a prior also
+            "prior" (M, 3), zeros at a control tick.
         """
         size = self.max_machines
         machines = np.zeros((size, len(MACHINE_FEATURES)), np.float32)
@@ -84,7 +89,12 @@ class Observer:
             wanted,
             mask,
         )
-        return {"machines": machines, "cluster": cluster, "request": wanted, "mask": mask}
+        found: Observation = {"machines": machines, "cluster": cluster, "request": wanted, "mask": mask}
+        if len(self.prior):
+            found["prior"] = np.zeros((size, len(PRIOR_FEATURES)), np.float32)
+            if request is not None:
+                fill_prior(view, request, self.prior, found["prior"])
+        return found
 
 
 __all__ = [
@@ -96,6 +106,8 @@ __all__ = [
     "feature_table",
     "Feature",
     "MACHINE_FEATURES",
+    "PRIOR_FEATURES",
+    "prior_weights",
     "CLUSTER_FEATURES",
     "REQUEST_FEATURES",
     "SCHEMA_VERSION",

@@ -133,8 +133,24 @@ REQUEST_FEATURES: tuple[Feature, ...] = (
 )
 
 
-def observation_space(max_machines: int) -> spaces.Dict:
-    """The Gymnasium space for clusters of up to `max_machines` machines."""
+PRIOR_LIMIT = 100.0
+"""Costs of a prior are clipped here; the index's terms seldom add up to a tenth of it."""
+
+PRIOR_FEATURES: tuple[Feature, ...] = (
+    Feature("prompt_cost", 0.0, PRIOR_LIMIT, "A(p) of the prior above its least of an allowed machine"),
+    Feature("split_cost", 0.0, PRIOR_LIMIT, "B(t) for p != t above the least B of an allowed machine"),
+    Feature("same_cost", 0.0, PRIOR_LIMIT, "B(t) for p = t above the least B of an allowed machine"),
+)
+"""With the option `prior`: what an index or residual scheduler would pay (`splitgym.observation.prior`)."""
+
+
+def observation_space(max_machines: int, prior: bool = False) -> spaces.Dict:
+    """The Gymnasium space for clusters of up to `max_machines` machines.
+
+    Args:
+        max_machines: M.
+        prior: with the costs of a prior, `PRIOR_FEATURES`.
+    """
 
     def box(features: tuple[Feature, ...], rows: int | None = None) -> spaces.Box:
         low = np.array([f.low for f in features], np.float32)
@@ -143,22 +159,24 @@ def observation_space(max_machines: int) -> spaces.Dict:
             low, high = np.tile(low, (rows, 1)), np.tile(high, (rows, 1))
         return spaces.Box(low, high, dtype=np.float32)
 
-    return spaces.Dict(
-        {
-            "machines": box(MACHINE_FEATURES, max_machines),
-            "cluster": box(CLUSTER_FEATURES),
-            "request": box(REQUEST_FEATURES),
-            "mask": spaces.Box(0.0, 1.0, (max_machines,), np.float32),
-        }
-    )
+    found: dict[str, spaces.Space[Any]] = {
+        "machines": box(MACHINE_FEATURES, max_machines),
+        "cluster": box(CLUSTER_FEATURES),
+        "request": box(REQUEST_FEATURES),
+        "mask": spaces.Box(0.0, 1.0, (max_machines,), np.float32),
+    }
+    if prior:
+        found["prior"] = box(PRIOR_FEATURES, max_machines)
+    return spaces.Dict(found)
 
 
-def schema() -> dict[str, Any]:
+def schema(prior: bool = False) -> dict[str, Any]:
     """The observation's layout as plain data: what a policy bundle stores and checks."""
 
     def table(features: tuple[Feature, ...]) -> list[dict[str, Any]]:
         return [f._asdict() for f in features]
 
+    costs = {"prior": table(PRIOR_FEATURES)} if prior else {}  # (M, 3)
     return {
         "version": SCHEMA_VERSION,
         "dtype": "float32",
@@ -166,12 +184,13 @@ def schema() -> dict[str, Any]:
         "cluster": table(CLUSTER_FEATURES),  # (G,)
         "request": table(REQUEST_FEATURES),  # (R,)
         "mask": "(M,) 1 for a machine, 0 for padding",
+        **costs,
     }
 
 
-def schema_hash() -> str:
+def schema_hash(prior: bool = False) -> str:
     """sha256 of the schema. Two observations with one hash mean the same thing in every place."""
-    text = json.dumps(schema(), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(schema(prior), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -182,6 +201,7 @@ def feature_table() -> str:
         ("machines", MACHINE_FEATURES),
         ("cluster", CLUSTER_FEATURES),
         ("request", REQUEST_FEATURES),
+        ("prior", PRIOR_FEATURES),
     ):
         lines += [f"`{key}`", "", "| Num | Observation | Min | Max | Meaning |", "|---|---|---|---|---|"]
         lines += [

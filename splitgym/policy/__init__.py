@@ -8,7 +8,7 @@ See docs/policy-bundle.md for the format.
 """
 
 from splitgym.policy.bundle import NetworkPolicy, Policy, SchedulerPolicy, load
-from splitgym.policy.find import bundled_names, contender, is_bundle, locate
+from splitgym.policy.find import bundled_names, complete, contender, is_bundle, locate
 from splitgym.policy.heuristics import export_heuristic
 from splitgym.policy.manifest import FORMAT, Action, Manifest, Partner, SchedulerSpec
 from splitgym.policy.save import write_bundle
@@ -23,6 +23,7 @@ __all__ = [
     "SchedulerPolicy",
     "SchedulerSpec",
     "bundled_names",
+    "complete",
     "contender",
     "export_heuristic",
     "is_bundle",

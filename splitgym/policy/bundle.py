@@ -13,7 +13,7 @@ from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig, from_mapping
 from splitgym.envs.action import SizingActions, next_allowed
 from splitgym.errors import PolicyError, SplitgymError
-from splitgym.observation import Observation, Observer
+from splitgym.observation import Observation, Observer, prior_weights
 from splitgym.policy.choose import choose, choose_pair
 from splitgym.policy.golden import SCORE_TOLERANCE, fill_view, read_request
 from splitgym.policy.manifest import (
@@ -25,10 +25,19 @@ from splitgym.policy.manifest import (
     Mlp,
     Onnx,
     Scorer,
+    has_prior,
     parse_manifest,
 )
 from splitgym.policy.named import make_routing, make_sizing
-from splitgym.policy.runtimes import MlpRuntime, OnnxRuntime, Runtime, ScorerRuntime, Weights, as_observation
+from splitgym.policy.runtimes import (
+    PRIOR,
+    MlpRuntime,
+    OnnxRuntime,
+    Runtime,
+    ScorerRuntime,
+    Weights,
+    as_observation,
+)
 from splitgym.types import RequestInfo
 from splitgym.view import ClusterView
 
@@ -99,21 +108,23 @@ class NetworkPolicy(Policy):
 
     Args:
         runtime: what scores decisions.
+        prior: weights of the scheduler whose costs observations hold; None for observations without.
     """
 
-    def __init__(self, manifest: Manifest, sha256: str, runtime: Runtime) -> None:
+    def __init__(self, manifest: Manifest, sha256: str, runtime: Runtime, prior: Any = None) -> None:
         super().__init__(manifest, sha256)
         self.runtime = runtime
         action = manifest.action
         self._temperature = action.temperature
         self._sizes = SizingActions(action.max_moves, action.min_pool_machines)
-        self._observer = Observer(action.max_machines or 1)
+        self.prior = prior_weights(prior)
+        self._observer = Observer(action.max_machines or 1, self.prior)
         self._random = np.random.default_rng(0)
 
     def reset(self, view: ClusterView, seed: int) -> None:
         wanted = self.manifest.action.max_machines or len(view.machine_row)
         if wanted != self._observer.max_machines:
-            self._observer = Observer(wanted)
+            self._observer = Observer(wanted, self.prior)
         self._observer.reset(view)
         self._random = np.random.default_rng(seed)
 
@@ -140,7 +151,7 @@ class NetworkPolicy(Policy):
         return self._sizes.settle(view, number)[0]
 
     def check(self, vector: dict[str, Any], view: ClusterView | None) -> None:
-        observation = as_observation(vector["observation"])
+        observation = as_observation(vector["observation"], prior=len(self.prior) > 0)
         scores = self.scores(vector["kind"], observation)
         expected = np.asarray(vector["scores"], np.float32).reshape(scores.shape)
         off = float(np.abs(scores - expected).max())
@@ -253,8 +264,13 @@ def _build(manifest: Manifest, sha256: str, contents: dict[str, bytes]) -> Polic
     if isinstance(made, Heuristic):
         return SchedulerPolicy(manifest, sha256, weights)
     runtime: Runtime
+    prior = None
+    if has_prior(made):
+        if not pairs or PRIOR not in weights:
+            raise PolicyError(f"a {made.kind} with a prior routes, and {WEIGHTS} holds its flat vector")
+        prior = weights.pop(PRIOR)
     if isinstance(made, Scorer):
-        runtime = ScorerRuntime(weights, made.hidden, pairs, sizes)
+        runtime = ScorerRuntime(weights, made.hidden, pairs, sizes, made.prior)
     elif isinstance(made, Mlp):
         if pairs and sizes:
             raise PolicyError("an mlp decides one thing; kind joint is not possible")
@@ -262,8 +278,8 @@ def _build(manifest: Manifest, sha256: str, contents: dict[str, bytes]) -> Polic
         outputs = machines * machines if pairs else sizes
         runtime = MlpRuntime(weights, made.inputs, made.layers, machines, outputs)
     else:
-        runtime = OnnxRuntime(contents[ONNX], ("pair",) * pairs + ("size",) * bool(sizes))
-    return NetworkPolicy(manifest, sha256, runtime)
+        runtime = OnnxRuntime(contents[ONNX], ("pair",) * pairs + ("size",) * bool(sizes), made.prior)
+    return NetworkPolicy(manifest, sha256, runtime, prior)
 
 
 def _replay(policy: Policy, path: Path) -> None:

@@ -39,6 +39,10 @@ class Scorer:
 
     kind: Literal["scorer"]
     hidden: int = Field(ge=1, le=4096)
+    prior: bool = False
+    """It adds to the costs of an index or residual scheduler. `weights.npz` then holds that one's flat vector
+    as `prior` (`splitgym.observation.prior`).
+    """
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -58,6 +62,8 @@ class Onnx:
     """
 
     kind: Literal["onnx"]
+    prior: bool = False
+    """A further input, `prior` (1, M, 3): as of a `Scorer`, with the flat vector in a `weights.npz`."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -169,12 +175,18 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
         raise PolicyError(str(error)) from None
     _check_files(manifest, where)
     _check_parts(manifest, where)
-    if manifest.observation.sha256 != schema_hash():
+    own = schema_hash(has_prior(manifest.architecture))
+    if manifest.observation.sha256 != own:
         raise PolicyError(
             f"{where}: the policy expects observation schema {manifest.observation.sha256[:12]}, this "
-            f"splitgym has {schema_hash()[:12]}; export it again with this version"
+            f"splitgym has {own[:12]}; export it again with this version"
         )
     return manifest
+
+
+def has_prior(architecture: Any) -> bool:
+    """Do its observations hold the costs of a prior?"""
+    return isinstance(architecture, (Scorer, Onnx)) and architecture.prior
 
 
 def _no_constant(text: str) -> Any:

@@ -10,7 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitgym.errors import PolicyError
-from splitgym.observation import CLUSTER_FEATURES, MACHINE_FEATURES, REQUEST_FEATURES, Observation
+from splitgym.observation import (
+    CLUSTER_FEATURES,
+    MACHINE_FEATURES,
+    PRIOR_FEATURES,
+    REQUEST_FEATURES,
+    Observation,
+)
 
 F32 = NDArray[np.float32]
 Weights = dict[str, NDArray[Any]]
@@ -20,6 +26,10 @@ _WIDTH = {
     "cluster": len(CLUSTER_FEATURES),
     "request": len(REQUEST_FEATURES),
 }
+PRIOR = "prior"
+"""Part of an observation, and among the weights the flat vector that its costs come from."""
+PRIOR_SQUASH = np.float32(0.25)
+"""As features, costs of a prior are squashed: x / (x + 0.25)."""
 
 
 class Runtime(Protocol):
@@ -40,15 +50,18 @@ class ScorerRuntime:
         hidden: width of all layers.
         pairs: does it route?
         sizes: 2K + 1 where it resizes, else 0.
+        prior: does it add to the costs of a prior? Then the weights hold `prior_scale` too.
 
     Raises:
         PolicyError: an array is missing, left over or of another shape.
     """
 
-    def __init__(self, weights: Weights, hidden: int, pairs: bool, sizes: int) -> None:
+    def __init__(self, weights: Weights, hidden: int, pairs: bool, sizes: int, prior: bool = False) -> None:
         shared = _WIDTH["cluster"] + _WIDTH["request"]
+        own = _WIDTH["machines"] + len(PRIOR_FEATURES) * prior
+        self._prior = prior
         expected = {
-            "encoder.own.weight": (hidden, _WIDTH["machines"]),
+            "encoder.own.weight": (hidden, own),
             "encoder.own.bias": (hidden,),
             "encoder.shared.weight": (hidden, shared),
             "encoder.second.weight": (hidden, hidden),
@@ -71,6 +84,8 @@ class ScorerRuntime:
                 "sizes.2.weight": (sizes, hidden),
                 "sizes.2.bias": (sizes,),
             }
+        if prior:
+            expected |= {"prior_scale": (1,)}
         check_arrays(weights, expected)
         # Transposed once: rows times columns of a contiguous matrix is what BLAS likes.
         self._w = {name: np.ascontiguousarray(array.T) for name, array in weights.items()}
@@ -79,7 +94,11 @@ class ScorerRuntime:
         """(M, hidden) codes, zero for padding, and the (hidden,) context."""
         w = self._w
         shared = np.concatenate((observation["cluster"], observation["request"]))
-        code: Any = observation["machines"] @ w["encoder.own.weight"]
+        own = observation["machines"]
+        if self._prior:
+            costs = observation[PRIOR]
+            own = np.concatenate((own, costs / (costs + PRIOR_SQUASH)), axis=1)
+        code: Any = own @ w["encoder.own.weight"]
         code += shared @ w["encoder.shared.weight"] + w["encoder.own.bias"]
         np.maximum(code, 0.0, out=code)
         code = code @ w["encoder.second.weight"]
@@ -93,13 +112,17 @@ class ScorerRuntime:
         return code, np.maximum(context, 0.0)
 
     def pair_scores(self, observation: Observation) -> F32:
-        """a[p] + b[t], and s[p] more where p = t."""
+        """a[p] + b[t], and s[p] more where p = t; less the prior's costs."""
         w = self._w
         code, context = self._encode(observation)
         hidden: Any = code @ w["machine.weight"]
         hidden += context @ w["around.weight"] + w["machine.bias"]
         np.maximum(hidden, 0.0, out=hidden)
         scores = hidden @ w["scores.weight"] + w["scores.bias"]
+        if self._prior:
+            costs = observation[PRIOR] * w["prior_scale"]
+            scores[:, :2] -= costs[:, :2]
+            scores[:, 2] -= costs[:, 2] - costs[:, 1]
         pairs: F32 = scores[:, 0, None] + scores[None, :, 1]
         pairs.flat[:: len(pairs) + 1] += scores[:, 2]
         return pairs
@@ -167,13 +190,14 @@ class OnnxRuntime:
     Args:
         model: the bytes of `policy.onnx`.
         outputs: names that must be there.
+        prior: do observations hold the costs of a prior?
 
     Raises:
         PolicyError: onnxruntime is missing, or refuses the model, or inputs and outputs have other names.
     """
 
-    def __init__(self, model: bytes, outputs: tuple[str, ...]) -> None:
-        self._model, self._outputs = model, outputs
+    def __init__(self, model: bytes, outputs: tuple[str, ...], prior: bool = False) -> None:
+        self._model, self._outputs, self._prior = model, outputs, prior
         try:
             import onnxruntime
         except ImportError:
@@ -188,7 +212,7 @@ class OnnxRuntime:
         except Exception as error:  # onnxruntime raises kinds of its own
             raise PolicyError(f"policy.onnx is refused by onnxruntime ({_first_line(error)})") from None
         names = {given.name for given in self._session.get_inputs()}
-        unknown = names - {"machines", "cluster", "request", "mask"}
+        unknown = names - {"machines", "cluster", "request", "mask"} - ({PRIOR} if prior else set())
         if unknown:
             raise PolicyError(f"policy.onnx has the input {sorted(unknown)[0]!r}, which no observation holds")
         self._inputs = tuple(sorted(names))
@@ -197,9 +221,9 @@ class OnnxRuntime:
         if missing:
             raise PolicyError(f"policy.onnx has no output {missing[0]!r}")
 
-    def __reduce__(self) -> tuple[type["OnnxRuntime"], tuple[bytes, tuple[str, ...]]]:
+    def __reduce__(self) -> tuple[type["OnnxRuntime"], tuple[bytes, tuple[str, ...], bool]]:
         """Worker processes make their own session of the same bytes."""
-        return OnnxRuntime, (self._model, self._outputs)
+        return OnnxRuntime, (self._model, self._outputs, self._prior)
 
     def _run(self, output: str, observation: Observation) -> F32:
         feed = {name: observation[name][None] for name in self._inputs}
@@ -241,21 +265,25 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def as_observation(data: dict[str, Any]) -> Observation:
+def as_observation(data: dict[str, Any], prior: bool = False) -> Observation:
     """An observation from lists, float32.
+
+    Args:
+        data: its parts.
+        prior: is one of them the costs of a prior?
 
     Raises:
         PolicyError: a part is missing or has another shape.
     """
+    names = ("machines", "cluster", "request", "mask", *((PRIOR,) if prior else ()))
     try:
-        found = {
-            name: np.asarray(data[name], np.float32) for name in ("machines", "cluster", "request", "mask")
-        }
+        found = {name: np.asarray(data[name], np.float32) for name in names}
     except (KeyError, TypeError, ValueError):
-        raise PolicyError("an observation needs machines, cluster, request and mask as numbers") from None
+        raise PolicyError(f"an observation needs {', '.join(names)} as numbers") from None
     m = len(found["mask"])
     shapes = {"machines": (m, _WIDTH["machines"]), "mask": (m,)}
     shapes |= {"cluster": (_WIDTH["cluster"],), "request": (_WIDTH["request"],)}
+    shapes |= {PRIOR: (m, len(PRIOR_FEATURES))} if prior else {}
     for name, shape in shapes.items():
         if found[name].shape != shape:
             raise PolicyError(f"an observation's {name} has shape {found[name].shape}, expected {shape}")

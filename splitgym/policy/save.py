@@ -15,7 +15,17 @@ from splitgym.config import SloConfig, to_mapping
 from splitgym.errors import PolicyError
 from splitgym.observation import schema, schema_hash
 from splitgym.policy.bundle import ONNX, WEIGHTS, Policy, load
-from splitgym.policy.manifest import FORMAT, MANIFEST, Action, Golden, Heuristic, Manifest, Observed, Partner
+from splitgym.policy.manifest import (
+    FORMAT,
+    MANIFEST,
+    Action,
+    Golden,
+    Heuristic,
+    Manifest,
+    Observed,
+    Partner,
+    has_prior,
+)
 from splitgym.policy.runtimes import Weights
 
 
@@ -55,12 +65,13 @@ def write_bundle(
         files[WEIGHTS] = packed.getvalue()
     if onnx is not None:
         files[ONNX] = onnx
+    prior = has_prior(architecture)
     manifest = Manifest(
         format=FORMAT,
         name=name,
         architecture=architecture,
         action=action,
-        observation=Observed(sha256=schema_hash(), layout=schema()),
+        observation=Observed(sha256=schema_hash(prior), layout=schema(prior)),
         golden=golden,
         partner=partner,
         slo=slo,

@@ -11,7 +11,7 @@ from splitgym.envs.fleet.office import compilable, make_office, weights_of
 from splitgym.envs.fleet.records import RUNS, SEAT, TERMS
 from splitgym.envs.fleet.threads import Threads
 from splitgym.errors import ActionError, ConfigError
-from splitgym.observation import observation_space
+from splitgym.observation import PRIOR_FEATURES
 from splitgym.schedulers.predict import NUM_PREDICTIONS
 from splitgym.slo import reference_times_s
 from splitgym.trace import Trace
@@ -57,10 +57,12 @@ class Fleet:
         self._threads = Threads(n, threads)
         size = env.max_machines
         self._scratch = [np.zeros((size, NUM_PREDICTIONS)) for _ in range(self._threads.count)]
-        space = observation_space(size)
+        space = env.observation_space
         self._buffers = [
-            {key: np.zeros((n, *(box.shape or ())), np.float32) for key, box in space.items()} for _ in (0, 1)
+            {key: np.zeros((n, *box.shape), np.float32) for key, box in space.items()}  # type: ignore[attr-defined]
+            for _ in (0, 1)
         ]
+        self._no_prior = np.zeros((n, 0, len(PRIOR_FEATURES)), np.float32)
         self._turn = 0
         space_shape = getattr(env.action_space, "nvec", None)
         self._sizes = np.array(
@@ -303,6 +305,8 @@ class Fleet:
             seen["cluster"],
             seen["request"],
             seen["mask"],
+            seen.get("prior", self._no_prior),
+            self.env.prior,
             self._allowed,
             self._scratch[thread],
         )

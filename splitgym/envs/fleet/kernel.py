@@ -20,6 +20,7 @@ from splitgym.envs.fleet.records import (
     seat_at,
 )
 from splitgym.observation import kernel as observation
+from splitgym.observation.prior import fill_prior
 from splitgym.sim.compiled import state as st
 from splitgym.sim.compiled.decide import request_info
 from splitgym.sim.compiled.loop import advance, answer_resize, answer_route
@@ -36,7 +37,20 @@ ROUTE, RESIZE = 1, 2
 
 
 @with_schedulers
-def step_seats(seats, places, office_address, actions, machines, cluster, request, mask, allowed, scratch):
+def step_seats(
+    seats,
+    places,
+    office_address,
+    actions,
+    machines,
+    cluster,
+    request,
+    mask,
+    prior,
+    prior_weights,
+    allowed,
+    scratch,
+):
     """Step the environments in `places`.
 
     Args:
@@ -45,6 +59,8 @@ def step_seats(seats, places, office_address, actions, machines, cluster, reques
         office_address: of the `OFFICE` record.
         actions: (E, 3) int64; those that answer are read.
         machines, cluster, request, mask: (E, M, F), (E, G), (E, R), (E, M) float32, written.
+        prior: (E, M, 3) float32, written where there are weights.
+        prior_weights: float64, empty for none.
         allowed: (E, A) uint8, the next action masks, written.
         scratch: (M, NUM_PREDICTIONS) float64.
 
@@ -84,6 +100,11 @@ def step_seats(seats, places, office_address, actions, machines, cluster, reques
             request[e],
             mask[e],
         )
+        if prior_weights.shape[0]:
+            if seat.question == ROUTE:
+                fill_prior(view_of(sim), asked_for(sim, seat), prior_weights, prior[e])
+            else:
+                prior[e, :, :] = np.float32(0.0)
         show_allowed(sim, seat, office, allowed[e])
     return lacking, ended
 
