@@ -211,6 +211,8 @@ class EvolutionConfig:
     is taken as recorded."""
     loads: tuple[float, float] = (0.8, 1.35)
     """Fractions of saturation, drawn uniformly."""
+    length_shift: float = Field(default=0.0, ge=0, lt=1)
+    """Outputs of a scenario are 1 - this to 1 + this times as long as recorded, drawn once a scenario."""
     scenarios: int = Field(default=10, ge=1)
     """A generation; all its candidates run on the same ones."""
     tail_weight: float = Field(default=0.05, ge=0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -19,7 +19,7 @@ from splitgym.evaluation.workloads import Workload, find, parse
 from splitgym.metrics import RequestTable, request_table
 from splitgym.schedulers import Residual
 from splitgym.sim import make_engine
-from splitgym.trace import Trace
+from splitgym.trace import Trace, stretch_outputs
 
 Floats = NDArray[np.float64]
 
@@ -88,7 +88,12 @@ def _drawn(config: RunConfig, cluster: Cluster, rng: np.random.Generator) -> Sce
     low, high = config.evolution.loads
     text = str(rng.choice(config.evolution.workloads))
     load, seed = float(rng.uniform(low, high)), int(rng.integers(2**31))
-    return _scenario(config, cluster, text, load, seed, "train")
+    made = _scenario(config, cluster, text, load, seed, "train")
+    shift = config.evolution.length_shift
+    if shift == 0:
+        return made
+    factor = float(rng.uniform(1 - shift, 1 + shift))
+    return replace(made, trace=stretch_outputs(made.trace, factor))
 
 
 def judged(config: RunConfig, part: str = "validation") -> list[Scenario]:

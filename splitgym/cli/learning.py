@@ -53,6 +53,8 @@ def contender_of(text: str, cluster: ClusterConfig) -> "Contender":
     """A policy by name, of a bundle, or the agent of a run folder."""
     from splitgym import evaluation, policy, schedulers
 
+    if text.startswith(evaluation.LOOKAHEAD):
+        return evaluation.look_ahead(text, lambda name: contender_of(name, cluster))
     if policy.is_bundle(text):
         return policy.contender(text, cluster)
 

@@ -21,6 +21,7 @@ from splitgym.evaluation.contenders import (
     contender,
     without_split,
 )
+from splitgym.evaluation.lookahead import LOOKAHEAD, LookAhead, look_ahead
 from splitgym.evaluation.max_rate import MaxRate, bisect_rate, max_request_rate
 from splitgym.evaluation.page import write_page
 from splitgym.evaluation.plots import write_plots
@@ -29,11 +30,13 @@ from splitgym.evaluation.run import Results, Run, choose, evaluate
 from splitgym.evaluation.workloads import Workload, parse, parse_at_rates
 
 __all__ = [
+    "LOOKAHEAD",
     "VLLM",
     "Comparison",
     "Contender",
     "FunctionScheduler",
     "Interval",
+    "LookAhead",
     "MaxRate",
     "PolicyLike",
     "Results",
@@ -47,6 +50,7 @@ __all__ = [
     "contender",
     "evaluate",
     "interquartile_mean",
+    "look_ahead",
     "max_request_rate",
     "paired_difference",
     "parse",

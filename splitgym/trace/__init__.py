@@ -10,8 +10,10 @@ from splitgym.trace.transforms import (
     mix,
     part,
     poisson,
+    predict_outputs,
     shift_between,
     speed_up,
+    stretch_outputs,
     superpose,
     window,
 )
@@ -29,9 +31,11 @@ __all__ = [
     "names",
     "part",
     "poisson",
+    "predict_outputs",
     "save",
     "shift_between",
     "speed_up",
+    "stretch_outputs",
     "superpose",
     "window",
 ]

@@ -1,9 +1,11 @@
 """Operations on traces. Each returns a new trace whose provenance says what was done.
 
 Randomness comes from `seed`: an integer, or a `numpy.random.Generator` that is drawn from. Only uniform,
-integer and exponential draws and plain arithmetic are used, so one seed gives one trace on every machine.
+integer and exponential draws and plain arithmetic are used, so one seed gives one trace on every machine
+(`predict_outputs`, which is for studies, draws normal errors).
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -75,6 +77,43 @@ def at_rate(trace: Trace, rate_per_s: float) -> Trace:
         raise TraceError(f"trace {trace.name} has no rate to change: all requests arrive at 0 s")
     factor = rate_per_s / trace.rate_per_s
     return _derive(trace, f"at_rate({rate_per_s!r})", trace.arrival_s / factor, slice(None))
+
+
+def stretch_outputs(trace: Trace, factor: float) -> Trace:
+    """All outputs `factor` times as long, at least 1 token: users or a model that have changed.
+
+    Raises:
+        TraceError: the factor is not a positive finite number.
+    """
+    _positive("stretch_outputs", factor=factor)
+    made = _derive(trace, f"stretch_outputs({factor!r})", trace.arrival_s, slice(None))
+    outputs = np.maximum(1, np.rint(trace.output_tokens * factor)).astype(np.int64)
+    return replace(made, output_tokens=outputs)
+
+
+def predict_outputs(trace: Trace, sigma: float, seed: Seed = 0) -> Trace:
+    """A predictor of output lengths in front of the router: its prediction is in `max_tokens`.
+
+    A prediction is the true length times exp(sigma z), z standard normal, rounded, at least 1. Schedulers
+    take a `max_tokens` below their own estimate for the estimate; above it, it tells them nothing. They are
+    made from what is to come, so such a trace is for studies of what a predictor would be worth only.
+
+    Args:
+        trace: whose `max_tokens` are replaced.
+        sigma: the stated error, 0 for a perfect predictor. About 68 % of predictions are within a factor
+            exp(sigma).
+        seed: of the errors.
+
+    Raises:
+        TraceError: a negative or infinite error.
+    """
+    if not 0 <= sigma < np.inf:
+        raise TraceError(f"predict_outputs: sigma is {sigma}, expected a number of at least 0")
+    (draw,) = generators(seed, 1)
+    errors = np.exp(sigma * draw.standard_normal(len(trace)))
+    predicted = np.maximum(1, np.rint(trace.output_tokens * errors)).astype(np.int64)
+    made = _derive(trace, f"predict_outputs({sigma!r}, {say(seed)})", trace.arrival_s, slice(None))
+    return replace(made, max_tokens=predicted)
 
 
 def poisson(trace: Trace, rate_per_s: float, duration_s: float, seed: Seed = 0) -> Trace:
