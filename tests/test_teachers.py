@@ -7,7 +7,7 @@ th = pytest.importorskip("torch")
 
 from agents.config import WarmStartConfig, resolve  # noqa: E402
 from agents.distributions import DecisionShape  # noqa: E402
-from agents.imitation import class_weights, classes_of, fit, record  # noqa: E402
+from agents.imitation import Decisions, class_weights, classes_of, fit, record  # noqa: E402
 from agents.policies import MaskableScorerPolicy  # noqa: E402
 from agents.task import SimulatorTask  # noqa: E402
 from agents.teachers import SchedulerTeacher, find_scheduler  # noqa: E402
@@ -16,6 +16,8 @@ from splitgym.envs import JointEnv, PoolSizingEnv, RoutingEnv  # noqa: E402
 from splitgym.errors import ConfigError  # noqa: E402
 from splitgym.policy import export_heuristic  # noqa: E402
 from tests.tiny import Fixed, Moves  # noqa: E402
+
+th.set_num_threads(1)
 
 PLAY = {"discount_s": 10.0, "reward_scale": 0.1}
 CLUSTER = ClusterConfig(machines=parse_machines("h100-80gb:2P2T"))
@@ -62,7 +64,7 @@ def test_sizes_that_the_mask_forbids_are_mapped():
 
 def test_a_joint_teacher_answers_both_questions():
     env = JointEnv(**SHORT)
-    teacher = SchedulerTeacher(Fixed((0, 2), (1, 1)), Moves(1, -1))
+    teacher = SchedulerTeacher(Fixed((0, 2), (1, 3)), Moves(1, -1))
     decisions = record(env, teacher, 20, seed=0, **PLAY)
     resized = decisions.actions[:, 0] == 4
     assert resized.any() and (decisions.actions[resized, 1] == 4).all()
@@ -74,7 +76,7 @@ def test_a_joint_teacher_answers_both_questions():
 
 
 def test_the_configured_teachers():
-    fields = {"cluster": {"machines": [{"machine": "h100-80gb", "count": 2, "pool": "prompt"}]}}
+    fields = {"cluster": {"machines": [{"machine": "h100-80gb", "count": 2, "pool": "mixed"}]}}
     joint = resolve(
         {
             **fields,
@@ -104,18 +106,18 @@ def test_classes_are_sizes_and_splits():
 
 
 def rare(balance):
-    """A sizing rule that moves a machine at one tick of twelve, and a linear clone's agreement with it."""
+    """A sizing rule that moves a machine at one tick of twelve, and how well a small clone agrees with it."""
     env = PoolSizingEnv(**SHORT)
     th.manual_seed(0)
     policy = MaskableScorerPolicy(env.observation_space, env.action_space, lambda _: 1e-3, hidden=8)
-    decisions = record(env, SchedulerTeacher(sizing=Moves()), 240, seed=0, **PLAY)
-    rng = np.random.default_rng(0)
-    often = rng.random(len(decisions)) < 1 / 12
-    decisions.masks[:] = True
-    decisions.actions[:] = np.where(often, 2, 1)
-    # A hint that is right, but noisy: twice as often as the rule acts.
-    decisions.observations["cluster"][:, 0] = np.where(often | (rng.random(len(often)) < 1 / 12), 1.0, 0.0)
-    config = WarmStartConfig(teacher="-", epochs=60, batch_size=64, balance=balance, learning_rate=3e-3)
+    rng, count = np.random.default_rng(0), 240
+    acts = rng.random(count) < 1 / 12
+    seen = {key: np.repeat(value[None], count, axis=0) for key, value in env.reset(seed=0)[0].items()}
+    # A hint that is right, but noisy: it comes twice as often as the rule acts.
+    seen["cluster"][:, 0] = acts | (rng.random(count) < 1 / 12)
+    masks, returns = np.ones((count, 3), bool), np.zeros(count, np.float32)
+    decisions = Decisions(seen, masks, np.where(acts, 2, 1), returns)
+    config = WarmStartConfig(teacher="-", epochs=40, batch_size=60, balance=balance, learning_rate=5e-3)
     return fit(policy, decisions, config, seed=0)
 
 
