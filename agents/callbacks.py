@@ -223,7 +223,8 @@ class Pull(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        own, policy = self._config.on_policy, self.model.policy
+        own = self._config.on_policy
+        policy: Any = self.model.policy
         if not getattr(policy, "pulled", False):
             return
         done = min(1.0, self.model.num_timesteps / self._config.steps)

@@ -380,7 +380,7 @@ def resolve(overrides: Mapping[str, Any], where: str = "the options") -> RunConf
     env = str(overrides.get("env", "routing"))
     algo = str(overrides.get("algo", "maskable_ppo"))
     base = hyperparams(env, algo)
-    start = overrides.get("warm_start")
-    if isinstance(start, Mapping) and "teacher" in start:  # options are one teacher's
-        base["warm_start"] = {k: v for k, v in base.get("warm_start", {}).items() if k != "options"}
+    start, own = overrides.get("warm_start"), base.get("warm_start", {})
+    if isinstance(start, Mapping) and start.get("teacher", own.get("teacher")) != own.get("teacher"):
+        base["warm_start"] = {k: v for k, v in own.items() if k != "options"}  # they are one teacher's
     return from_mapping(RunConfig, merge(base, overrides), where)

@@ -61,7 +61,7 @@ class Agent:
         self.codec = codec
         self.name = name
         self.temperature = temperature
-        net = getattr(model.policy, "decision_net", None)
+        net: Any = getattr(model.policy, "decision_net", None)
         self.prior = prior_weights(net.prior.numpy() if getattr(net, "with_prior", False) else None)
         self._observer = Observer(max_machines, self.prior)
         self._random = th.Generator()

@@ -10,8 +10,8 @@ from agents.runs import PRIOR_FILE
 from splitgym.errors import ConfigError
 from splitgym.observation import prior_weights
 from splitgym.policy import complete, is_bundle, load, locate
-from splitgym.schedulers import Index, Residual
-from splitgym.schedulers.index import HINGES, NUM_WEIGHTS
+from splitgym.schedulers import Residual
+from splitgym.schedulers.index import HINGES, NUM_WEIGHTS, Index
 from splitgym.schedulers.residual import index_weights
 
 

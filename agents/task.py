@@ -134,8 +134,8 @@ class SimulatorTask:
         from agents.worlds import WorldsJudge
 
         prior = find_prior(self.config.environment.prior)
-        weights = {"weights": tuple(prior.tolist())} if len(prior) else {}
-        return WorldsJudge(self.config, Residual(**weights))
+        begun = Residual(weights=tuple(prior.tolist())) if len(prior) else Residual()
+        return WorldsJudge(self.config, begun)
 
     def judge(self, model: Any) -> dict[str, float]:
         """Metrics of a model on the validation windows, the mean over them."""

@@ -15,7 +15,7 @@ from splitgym import cli, evaluation, policy
 from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig, MachineGroup
 from splitgym.errors import ConfigError, PolicyError
-from splitgym.observation import Observer
+from splitgym.observation import CLUSTER_FEATURES, MACHINE_FEATURES, REQUEST_FEATURES, Observer
 from splitgym.policy.choose import choose, choose_pair
 from splitgym.policy.golden import made_up_states
 from splitgym.policy.runtimes import ScorerRuntime
@@ -311,14 +311,14 @@ def scorer_bundle(folder: Path, hidden: int = 8) -> Path:
     from splitgym.policy.golden import short
     from splitgym.policy.manifest import Action, Golden, Scorer
 
-    random = np.random.default_rng(0)
+    random, shared = np.random.default_rng(0), len(CLUSTER_FEATURES) + len(REQUEST_FEATURES)
     shapes = {
-        "encoder.own.weight": (hidden, 37),
+        "encoder.own.weight": (hidden, len(MACHINE_FEATURES)),
         "encoder.own.bias": (hidden,),
-        "encoder.shared.weight": (hidden, 34),
+        "encoder.shared.weight": (hidden, shared),
         "encoder.second.weight": (hidden, hidden),
         "encoder.second.bias": (hidden,),
-        "encoder.context.weight": (hidden, 2 * hidden + 34),
+        "encoder.context.weight": (hidden, 2 * hidden + shared),
         "encoder.context.bias": (hidden,),
         "machine.weight": (hidden, hidden),
         "machine.bias": (hidden,),

@@ -18,8 +18,8 @@ from splitgym.errors import ConfigError
 from splitgym.evaluation.contenders import Contender
 from splitgym.observation import prior_weights
 from splitgym.observation.prior import fill_prior
-from splitgym.schedulers import Index, Residual
-from splitgym.schedulers.index import HINGES, NUM_WEIGHTS
+from splitgym.schedulers import Residual
+from splitgym.schedulers.index import HINGES, NUM_WEIGHTS, Index
 from splitgym.schedulers.residual import index_weights
 from splitgym.types import RequestInfo
 from splitgym.view import ClusterView

@@ -1,0 +1,113 @@
+"""What a wrong profile, other output lengths, or a predictor of them do to routing policies.
+
+    python benchmarks/robustness.py --policies index-tuned,pretrained:routing
+
+Goodput over six workloads and two loads near and above saturation, on windows of the validation part; a row a
+condition, a column a policy, and beside it the difference to the same policy on the same windows without the
+condition, with a 95 % interval. Profiles are wrong in the scheduler's view only (`schedulers.misjudging`);
+lengths change in the trace; predictions of a stated error come as `max_tokens` (`trace.predict_outputs`).
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from splitgym.cli.learning import contender_of
+from splitgym.cluster import Cluster
+from splitgym.config import ClusterConfig, parse_machines
+from splitgym.evaluation import Contender, parse
+from splitgym.evaluation.compare import bootstrap_mean
+from splitgym.evaluation.run import Task, perform
+from splitgym.evaluation.saturate import WORKLOADS, with_rate
+from splitgym.evaluation.workloads import find
+from splitgym.schedulers.misjudging import Misjudging
+from splitgym.trace import Trace, predict_outputs, stretch_outputs
+
+ROW = "| {:<28} |{}"
+Change = Callable[[Contender, Trace, int], tuple[Contender, Trace]]
+
+
+def misjudged(prompt: float, token: float) -> Change:
+    """The policy believes in times that are off by these factors."""
+
+    def change(entrant: Contender, trace: Trace, seed: int) -> tuple[Contender, Trace]:
+        wrong: Any = Misjudging(entrant.routing, prompt, token)
+        return replace(entrant, routing=wrong), trace
+
+    return change
+
+
+def stretched(factor: float) -> Change:
+    """Outputs are `factor` times as long as recorded."""
+    return lambda entrant, trace, seed: (entrant, stretch_outputs(trace, factor))
+
+
+def predicted(sigma: float) -> Change:
+    """A predictor of output lengths with this error."""
+    return lambda entrant, trace, seed: (entrant, predict_outputs(trace, sigma, seed))
+
+
+CONDITIONS: dict[str, Change] = {
+    "as it is": lambda entrant, trace, seed: (entrant, trace),
+    "prompt times believed x0.8": misjudged(0.8, 1.0),
+    "prompt times believed x1.2": misjudged(1.2, 1.0),
+    "token times believed x0.8": misjudged(1.0, 0.8),
+    "token times believed x1.2": misjudged(1.0, 1.2),
+    "outputs x0.7": stretched(0.7),
+    "outputs x1.3": stretched(1.3),
+    "lengths known": predicted(0.0),
+    "lengths predicted, sigma 0.3": predicted(0.3),
+    "lengths predicted, sigma 0.6": predicted(0.6),
+    "lengths predicted, sigma 1": predicted(1.0),
+}
+
+
+def measure(cluster: Cluster, entrant: Contender, options: argparse.Namespace, change: Change) -> list[float]:
+    """Goodput of each window under a condition."""
+    load = cache(find)
+    found = []
+    for text in WORKLOADS:
+        for part in options.loads.split(","):
+            workload = with_rate(replace(parse(f"{text}@{part}sat"), part=options.part), cluster)
+            for seed in range(options.seeds):
+                trace = workload.build(seed, cluster.num_machines, load)
+                who, what = change(entrant, trace, seed)
+                run = perform(Task(who, cluster, workload, seed, what, "compiled", False))
+                found.append(float(run.metrics.as_dict()["goodput"]))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--policies", default="index-tuned,pretrained:routing")
+    parser.add_argument("--cluster", default="h100-80gb:8M")
+    parser.add_argument("--loads", default="1.05,1.2")
+    parser.add_argument("--part", default="validation")
+    parser.add_argument("--seeds", type=int, default=1, help="windows a workload and load")
+    parser.add_argument("--only", default="", help="conditions whose name holds this")
+    options = parser.parse_args()
+    cluster = Cluster.resolve(ClusterConfig(machines=parse_machines(options.cluster)))
+    entrants = [contender_of(name, cluster.config) for name in options.policies.split(",")]
+    print(ROW.format("", "".join(f" {entrant.name} | |" for entrant in entrants)))
+    print(ROW.format("---", "---|---|" * len(entrants)))
+    plain: dict[str, list[float]] = {}
+    for name, change in CONDITIONS.items():
+        if plain and options.only not in name:
+            continue
+        cells = ""
+        for entrant in entrants:
+            goodput = measure(cluster, entrant, options, change)
+            before = plain.setdefault(entrant.name, goodput)
+            gap = bootstrap_mean(np.subtract(goodput, before))
+            cells += f" {np.mean(goodput):.3f} | {gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] |"
+        print(ROW.format(name, cells), flush=True)
+
+
+if __name__ == "__main__":
+    main()
