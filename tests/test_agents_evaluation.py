@@ -208,7 +208,7 @@ def test_loading_runs_no_pickle(tmp_path, monkeypatch):
 
 def test_warm_start_from_the_index_in_the_simulator(tmp_path):
     """After cloning alone the agent is far above an untrained one."""
-    start = {"teacher": "index", "decisions": 1500, "rounds": 2, "epochs": 6}
+    start = {"teacher": "index", "decisions": 1500, "rounds": 2, "epochs": 10, "learning_rate": 3e-3}
     load = {"trace": "azure-code-synth", "rate_per_s": 9.0, "episode_s": 20.0, "warmup_s": 4.0}
     made = config(steps=1, warm_start=start, workload=load)
     cloned = train(made, tmp_path / "cloned", show=False)
