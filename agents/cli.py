@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agents.profile_cli import profile_torch
 from splitgym.config import ClusterConfig, load_yaml, parse_machines, to_mapping
 from splitgym.errors import ConfigError
 
@@ -204,6 +205,9 @@ def register(app: typer.Typer) -> None:
     app.command()(train)
     app.command()(tune)
     app.command()(improve)
+    for group in app.registered_groups:
+        if group.name == "profile" and group.typer_instance is not None:
+            group.typer_instance.command("torch")(profile_torch)
 
 
 def contender(run: str, cluster: ClusterConfig) -> "Contender":

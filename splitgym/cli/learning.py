@@ -24,12 +24,16 @@ def add_learning_commands(to: typer.Typer) -> None:
     if isinstance(found, ModuleType):
         found.register(to)
         return
-    for name in LEARNING_COMMANDS:
+    groups = [(to, name, name) for name in LEARNING_COMMANDS]
+    for group in to.registered_groups:
+        if group.name == "profile" and group.typer_instance is not None:
+            groups.append((group.typer_instance, "torch", "profile torch"))
+    for where, name, full_name in groups:
         settings = {"ignore_unknown_options": True, "allow_extra_args": True}  # whatever else was typed
-        command = to.command(
+        command = where.command(
             name, help=f"(not available here: {found})", hidden=True, context_settings=settings
         )
-        command(_unavailable(name, found))
+        command(_unavailable(full_name, found))
 
 
 def learning_commands() -> ModuleType | str:

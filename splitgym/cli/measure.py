@@ -68,11 +68,12 @@ def profile_measure(
             f"`splitgym profile measure` needs {need}: pip install 'splitgym[router]'"
         ) from None
     from splitgym.profile import measured
+    from splitgym.profile.specs import find_machine
 
     servers = Servers(url, prompt_url, token_url, api_key, served_model)
     limits = Limits(max_requests, max_seconds, repeats, output_tokens, max_prompt, max_batch)
-    watts = _watts(power)
-    base = write.find_machine(machine)
+    spent = watts(power)
+    base = find_machine(machine)
 
     def look(about: "About") -> None:
         write.find_model(about, model, config)
@@ -100,7 +101,7 @@ def profile_measure(
         gpus=gpus or (base.gpus if base is not None else 1),
         name=name,
         kv_tokens=kv_tokens,
-        power_w=watts,
+        power_w=spent,
     )
     measured.write(out, data)
     _say(out, data, fitted, outcome, as_json)
@@ -122,7 +123,8 @@ def _run(servers: Any, limits: Any, path: Path | None, **options: Any) -> "Outco
         return asyncio.run(measure(servers, limits, path, tell=tell, **options))
 
 
-def _watts(text: str) -> tuple[float, float, float] | None:
+def watts(text: str) -> tuple[float, float, float] | None:
+    """The three numbers of --power; None where it was not given."""
     if not text:
         return None
     found = numbers(text, "--power", "300,2500,1800")

@@ -166,11 +166,12 @@ def make_plan(
         steps += [Step("prompt", BATCH_PROMPT, b) for b in together]
     left_out = [f"prompts over {longest} tokens"] if len(singles) < len(prompts) else []
     output = 2 * limits.output_tokens
+    contexts = [n for n in CONTEXTS if n <= longest] or [singles[-1]]
     fitting = []
     for batch in sorted(batches):
-        for context in CONTEXTS:
+        for context in contexts:
             fits = batch <= limits.max_batch and batch * (context + output) <= room
-            if fits and context + output <= max_model_len and context <= limits.max_prompt:
+            if fits and context + output <= max_model_len:
                 fitting.append(Step("token", context, batch))
     steps += fitting
     most = max((step.batch for step in fitting), default=0)

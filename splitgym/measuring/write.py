@@ -8,10 +8,9 @@ from typing import Any
 from splitgym.errors import ProfileError
 from splitgym.measuring.client import About
 from splitgym.measuring.run import Outcome
-from splitgym.profile import MachineSpec, ModelSpec, machines, models
+from splitgym.profile import MachineSpec, ModelSpec, models
 from splitgym.profile.dense import from_config
 from splitgym.profile.measured import Fit, content, describe_machine, fit
-from splitgym.profile.specs import build, read_mapping
 
 
 def find_model(about: About, name: str | None, config: Path | None) -> ModelSpec:
@@ -42,22 +41,6 @@ def find_model(about: About, name: str | None, config: Path | None) -> ModelSpec
         f"the server calls its model {about.model!r}, whose dimensions are not known here: give --model NAME "
         f"({', '.join(known)}) or --config config.json"
     )
-
-
-def find_machine(text: str | None) -> MachineSpec | None:
-    """Published specs by a name of `machines.yaml`, or from a file with the fields of a `MachineSpec`.
-
-    Raises:
-        ProfileError: no such name or file.
-    """
-    if text is None:
-        return None
-    if text.endswith((".yaml", ".yml", ".json")):
-        return build(MachineSpec, {"name": Path(text).stem, **read_mapping(Path(text))}, text)
-    known = machines()
-    if text not in known:
-        raise ProfileError(f"machine {text!r}: choose one of {', '.join(known)}, or a file with its specs")
-    return known[text]
 
 
 def capacity(about: About, given: int | None) -> int:

@@ -150,6 +150,22 @@ def machines(path: Path | None = None) -> dict[str, MachineSpec]:
     return _read(MachineSpec, path or shipped("profiles") / "machines.yaml")
 
 
+def find_machine(text: str | None) -> MachineSpec | None:
+    """Published specs by a name of `machines.yaml`, or from a file with the fields of a `MachineSpec`.
+
+    Raises:
+        ProfileError: no such name or file.
+    """
+    if text is None:
+        return None
+    if text.endswith((".yaml", ".yml", ".json")):
+        return build(MachineSpec, {"name": Path(text).stem, **read_mapping(Path(text))}, text)
+    known = machines()
+    if text not in known:
+        raise ProfileError(f"machine {text!r}: choose one of {', '.join(known)}, or a file with its specs")
+    return known[text]
+
+
 def _read(kind: type[T], path: Path) -> dict[str, T]:
     specs = {}
     for name, fields in read_mapping(path).items():
