@@ -111,6 +111,8 @@ def test_the_command(
     def run(*words: str) -> int:
         return run_bare(monkeypatch, "profile", "torch", *words)
 
+    monkeypatch.setattr(cli.app, "registered_commands", [*cli.app.registered_commands])
+    monkeypatch.setattr(cli.profile_app, "registered_commands", [*cli.profile_app.registered_commands])
     add_learning_commands(cli.app)
     out = tmp_path / "p.json"
     words = [*SHAPE, "--model", "mini", "--out", str(out)]
