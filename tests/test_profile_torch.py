@@ -67,6 +67,7 @@ def test_a_config_of_hugging_face(tmp_path: Path) -> None:
 
 
 def test_longer_and_larger_takes_longer() -> None:
+    torch.set_num_threads(1)
     device = torch_profile.Device.find("cpu")
     shape = torch_profile.shape_on(replace(TINY, hidden=64, intermediate=256), device)
     limits = Limits(repeats=2, max_prompt=512, max_batch=4)
