@@ -128,3 +128,17 @@ def test_the_command(
     assert run(*words, "--force", "--max-seconds", "0.000001") == 2
     assert "nothing was written" in capsys.readouterr().err and profiles.load_file(out) == made
     assert run("--shape", "gpt-5") == 2 and "llama-3.1-8b" in capsys.readouterr().err
+
+
+def test_without_the_checkout_it_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from splitgym import cli
+    from splitgym.cli import learning
+
+    monkeypatch.setattr(cli.app, "registered_commands", [*cli.app.registered_commands])
+    monkeypatch.setattr(cli.profile_app, "registered_commands", [*cli.profile_app.registered_commands])
+    monkeypatch.setattr(learning, "learning_commands", lambda: "needs torch: pip install it")
+    learning.add_learning_commands(cli.app)
+    assert run_bare(monkeypatch, "profile", "torch", "--shape", "llama-3.1-8b") == 2
+    assert "`splitgym profile torch` needs torch: pip install it" in capsys.readouterr().err
