@@ -1,6 +1,7 @@
 """The documentation is true: its commands and code run as printed, what is made from the code is current."""
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -143,6 +144,25 @@ def test_every_page_is_in_the_navigation() -> None:
     config = pytest.importorskip("mkdocs.config").load_config(str(ROOT / "mkdocs.yml"))
     shown = set(re.findall(r"[\w/-]+\.(?:md|ipynb)", str(config.plugins.on_config(config)["nav"])))
     assert shown == {str(path.relative_to(DOCS)) for path in [*DOCS.glob("*.md"), *NOTEBOOKS]}
+
+
+QUOTED = {
+    "routing.goodput_over_tuned.8h": ".10",
+    "routing.goodput_over_mp_oracle.8h": ".27",
+    "routing.goodput_over_tuned.4h4a": ".08",
+    "routing.goodput_over_mp_oracle.4h4a": ".24",
+}
+"""What the README says of learning, by the benchmark's claims."""
+
+
+def test_the_readme_claims_no_more_than_the_benchmark() -> None:
+    claims = json.loads((DOCS / "benchmark.json").read_text())["claims"]
+    text = (ROOT / "README.md").read_text()
+    said = text[text.index("Learning beyond imitation") : text.index("## Use it")]
+    for name, quoted in QUOTED.items():
+        assert f"{quoted} more" in said or re.search(rf"it is .*{re.escape(quoted)}", said), quoted
+        assert float(quoted) <= claims[name], f"README.md says {quoted}, {name} is {claims[name]}"
+        assert claims[f"{name}.ci_low"] > 0
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:
