@@ -153,6 +153,28 @@ def test_steps_ask_for_what_they_say(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert names == [step.name for step in again.plan.steps], "each once: what was there was not run again"
 
 
+def test_a_server_that_gives_up_loses_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    limits = Limits(repeats=1, output_tokens=4, max_prompt=256, max_batch=2)
+    left, answer = [12], EngineServer._answer
+
+    async def tired(self: EngineServer, request: Any, body: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("out of memory")
+        return await answer(self, request, body)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EngineServer, "_answer", tired)
+        with pytest.raises(ProfileError, match="refused a request with 500: "):
+            in_virtual_time(monkeypatch, limits, tmp_path / "m.jsonl")
+    before = (tmp_path / "m.jsonl").read_text()
+    assert before.count('"step"') >= 2
+    url = json.loads(before.splitlines()[0])["url"]
+    options = replace(OPTIONS, port=int(url.rsplit(":", 1)[1]))
+    again = in_virtual_time(monkeypatch, limits, tmp_path / "m.jsonl", options)
+    assert again.stopped == "" and (tmp_path / "m.jsonl").read_text().startswith(before)
+
+
 def test_unsteady_steps_are_run_again(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "m.jsonl", {"url": "u"})
     step = Step("prompt", 512)

@@ -2,12 +2,13 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from splitgym.cli.options import AsJson, Force, make_folder, refuse_to_replace, words
+from splitgym.cli.options import AsJson, Force, make_folder, progress, refuse_to_replace, words
 
 if TYPE_CHECKING:
     from splitgym.trace.importers import Imported
@@ -43,8 +44,9 @@ def from_log(
     from splitgym.trace.importers import from_log as read
 
     refuse_to_replace(out, force)
-    found = read(logs, outcomes=words(outcomes), skip_bad=skip_bad, clock=Clock(trust=trust_clock), name=name)
-    _write(found, out, as_json)
+    clock = Clock(trust=trust_clock)
+    counted = words(outcomes)
+    _write(lambda: read(logs, outcomes=counted, skip_bad=skip_bad, clock=clock, name=name), out, as_json)
 
 
 def from_openai_jsonl(
@@ -68,7 +70,7 @@ def from_openai_jsonl(
 
     refuse_to_replace(out, force)
     clock = Clock(back_s=BACK_S, trust=trust_clock, scatter_s=scatter, seed=seed)
-    _write(read(file, skip_bad=skip_bad, clock=clock, name=name), out, as_json)
+    _write(lambda: read(file, skip_bad=skip_bad, clock=clock, name=name), out, as_json)
 
 
 def from_burstgpt(
@@ -92,7 +94,7 @@ def from_burstgpt(
 
     refuse_to_replace(out, force)
     clock = Clock(trust=trust_clock, scatter_s=scatter, seed=seed)
-    _write(read(file, model=model, log_type=log_type, clock=clock, name=name), out, as_json)
+    _write(lambda: read(file, model=model, log_type=log_type, clock=clock, name=name), out, as_json)
 
 
 def from_mooncake(
@@ -115,7 +117,7 @@ def from_mooncake(
 
     refuse_to_replace(out, force)
     clock = Clock(trust=trust_clock, scatter_s=scatter, seed=seed)
-    _write(read(file, skip_bad=skip_bad, clock=clock, name=name), out, as_json)
+    _write(lambda: read(file, skip_bad=skip_bad, clock=clock, name=name), out, as_json)
 
 
 def from_vllm_bench(
@@ -137,13 +139,15 @@ def from_vllm_bench(
     from splitgym.trace.importers import from_vllm_bench as read
 
     refuse_to_replace(out, force)
-    _write(read(file, rate_per_s=rate, clock=Clock(seed=seed), name=name), out, as_json)
+    _write(lambda: read(file, rate_per_s=rate, clock=Clock(seed=seed), name=name), out, as_json)
 
 
-def _write(found: "Imported", out: Path, as_json: bool) -> None:
+def _write(read: Callable[[], "Imported"], out: Path, as_json: bool) -> None:
     from splitgym.trace import save
     from splitgym.trace.describe import describe
 
+    with progress("reading", None):
+        found = read()
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
     make_folder(out.parent)
