@@ -35,7 +35,7 @@ from splitgym.router.config import RouterConfig
 from splitgym.router.engine import EngineOptions, Engines, running
 from splitgym.router.engine.faults import FaultOptions
 from splitgym.router.protocol import Refused, StreamMeter
-from splitgym.router.records import Attempt, Record
+from splitgym.router.records import Record
 from splitgym.router.state import Flight
 from splitgym.types import Pool
 
@@ -50,7 +50,7 @@ FAULTS = {
         error_probability=0.2, reset_probability=0.2, malformed_probability=0.2, slow_body_s=0.02
     ),
 }
-OURS = (Flight, Call, Record, Attempt, StreamMeter)
+OURS = (Flight, Call, Record, StreamMeter)
 """Objects of which none may be left when no request is in progress."""
 
 

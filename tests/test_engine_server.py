@@ -24,7 +24,8 @@ from tiny import MS, Fixed, Moves, tiny_cluster, tiny_profile
 
 from splitgym.errors import ConfigError
 from splitgym.router.engine import EngineOptions
-from splitgym.router.engine.protocol import Refusal, chat_body, completion_body, parse_json
+from splitgym.router.engine.bodies import Refusal
+from splitgym.router.engine.protocol import chat_body, completion_body, parse_json
 from splitgym.router.engine.text import Answer, key_of, natural_length, tokenize
 from splitgym.sim.live import Kind
 from splitgym.sim.simpy_engine import simpy_engine

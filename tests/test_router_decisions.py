@@ -10,7 +10,14 @@ import pytest
 from splitgym import policy, schedulers
 from splitgym.config import from_mapping
 from splitgym.errors import ConfigError, PolicyError
-from splitgym.router.config import KeysConfig, LogConfig, PolicyConfig, RouterConfig, load_config
+from splitgym.router.config import (
+    KeysConfig,
+    LogConfig,
+    PolicyConfig,
+    RouterConfig,
+    TokensConfig,
+    load_config,
+)
 from splitgym.router.decisions import Deciders, Decisions
 from splitgym.router.estimate import PromptLength
 from splitgym.router.health import parse_metrics
@@ -209,6 +216,22 @@ def test_prompts_are_measured_better_the_more_answers_come():
     lengths.learn(0, 10)
     lengths.learn(10**9, 1)
     assert lengths.characters_per_token == 20.0, "one odd answer moves it only so far"
+
+
+def test_prompts_are_measured_by_a_tokenizer_where_there_is_one(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = {word: i for i, word in enumerate(["one", "two", "three", "?"])}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="?"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "tokenizer.json"))
+    config = TokensConfig(tokenizer=str(tmp_path / "tokenizer.json"), chat_tokens_per_message=3)
+    lengths = PromptLength(config)
+    assert lengths.measure({"prompt": "one two three four"}) == (4, 0)
+    assert lengths.measure({"messages": [{"content": "one two"}, {"content": "three"}]}) == (9, 0)
+    assert lengths.measure({"prompt": [5, 6, 7]}) == (3, 0)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"tokenizer\.json cannot be read"):
+        PromptLength(config)
 
 
 def test_metrics_of_a_server():

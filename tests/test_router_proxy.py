@@ -30,6 +30,7 @@ async def test_the_hand_over_of_a_cache():
             "messages": [{"role": "user", "content": "hi"}],
             "max_completion_tokens": 9,
             "min_tokens": 3,
+            "min_completion_tokens": 2,
             "stream": True,
             "stream_options": {"include_usage": True},
             "temperature": 0.25,
@@ -45,7 +46,10 @@ async def test_the_hand_over_of_a_cache():
         ((path, asked, _, first),) = a.calls
         assert path == "/v1/chat/completions" and asked["kv_transfer_params"] == ASK
         assert asked["max_tokens"] == asked["max_completion_tokens"] == 1 and asked["stream"] is False
-        assert not {"stream_options", "min_tokens"} & asked.keys() and asked["temperature"] == 0.25
+        assert (
+            not {"stream_options", "min_tokens", "min_completion_tokens"} & asked.keys()
+            and asked["temperature"] == 0.25
+        )
         ((path, given, sent, second),) = b.calls
         assert given.pop("kv_transfer_params") == {
             "do_remote_prefill": True,

@@ -29,7 +29,7 @@ class Keys:
     def __bool__(self) -> bool:
         return bool(self._keys)
 
-    def check(self, request: web.Request) -> None:
+    def check(self, request: web.BaseRequest) -> None:
         """Let a request pass.
 
         Raises:
@@ -71,7 +71,7 @@ class Door:
         found: asyncio.BaseProtocol = protocol
         return found
 
-    def heard(self, request: web.Request) -> None:
+    def heard(self, request: web.BaseRequest) -> None:
         """A request came over its connection."""
         self._silent.pop(request.protocol, None)
 
@@ -112,7 +112,7 @@ class _Closed(asyncio.Protocol):
         transport.close()
 
 
-def same_host(request: web.Request) -> bool:
+def same_host(request: web.BaseRequest) -> bool:
     """Was the admin port asked by its own address? A page of another site that a browser resolves to loopback
     names itself in `Host`.
     """

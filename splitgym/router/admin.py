@@ -14,9 +14,10 @@ from splitgym.config import make, to_mapping
 from splitgym.errors import SplitgymError
 from splitgym.router.access import Keys, same_host
 from splitgym.router.call import read_body, refusal
-from splitgym.router.config import ServerConfig, check_network
+from splitgym.router.config import ServerConfig
 from splitgym.router.decisions import Deciders
 from splitgym.router.metrics import CONTENT_TYPE
+from splitgym.router.networks import check_network
 from splitgym.router.parts import Parts
 from splitgym.router.pools import Pools
 from splitgym.router.protocol import Refused, parse_body
@@ -117,7 +118,10 @@ class Admin:
             "fallbacks": dict(decisions.fallbacks),
             "attainment": parts.window.summary(now_s),
             "series": parts.window.series(now_s),
-            "decisions": list(decisions.recent)[-30:][::-1],
+            "decisions": [
+                {"request": request_id, **attempt.as_dict()}
+                for request_id, attempt in list(decisions.recent)[-30:][::-1]
+            ],
             "changes": list(self._pools.changes)[-20:][::-1],
             "requests": {f"{e} {o}": n for (e, o), n in parts.metrics.requests.items()},
         }

@@ -1,11 +1,9 @@
 """A running router: two HTTP servers, background tasks, signals, an orderly end."""
 
 import asyncio
-import posixpath
 import signal
 import ssl
-import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -15,44 +13,12 @@ from yarl import URL
 from splitgym.errors import ConfigError, SplitgymError
 from splitgym.router.access import Door, Keys, http_log
 from splitgym.router.admin import Admin
-from splitgym.router.call import gone, multi, read_body, refusal
 from splitgym.router.config import RouterConfig
 from splitgym.router.handler import Handler
 from splitgym.router.health import Watch
 from splitgym.router.parts import Parts
 from splitgym.router.pools import Pools
-from splitgym.router.protocol import Refused, forwarded
-from splitgym.router.upstream import Failed
-
-Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-BLOCKED = (
-    "/metrics",
-    "/sleep",
-    "/wake_up",
-    "/is_sleeping",
-    "/pd_role_switch",
-    "/reset_prefix_cache",
-    "/reset_mm_cache",
-    "/reset_encoder_cache",
-    "/flush_cache",
-    "/collective_rpc",
-    "/start_profile",
-    "/stop_profile",
-    "/update_weights",
-    "/init_weight",
-    "/abort_request",
-    "/scale_elastic_ep",
-    "/pause",
-    "/resume",
-    "/v1/load_lora_adapter",
-    "/v1/unload_lora_adapter",
-    "/server_info",
-    "/get_server_info",
-    "/workers",
-    "/inject_faults",
-)
-"""Paths by which a client could change a server: not passed on. So is everything that begins with them."""
+from splitgym.router.traffic import BLOCKED, Traffic
 
 
 class Router:
@@ -69,15 +35,14 @@ class Router:
         self.config = config
         self.parts = Parts(config)
         self.handler = Handler(self.parts)
-        self._keys = Keys(config.listen.keys.read())
+        self.traffic = Traffic(self.parts, self.handler, Keys(config.listen.keys.read()))
         self.pools = Pools(self.parts)
         self.admin = Admin(self.parts, self.pools, Keys(config.admin.keys.read()))
         self._tls = _tls(config)
         self._tasks: list[asyncio.Task[None]] = []
-        self._runners: list[web.AppRunner] = []
+        self._runners: list[web.BaseRunner] = []
         self._listening: list[asyncio.Server] = []
-        self.door: Door | None = None
-        self._next_other = 0
+        self.door: Door
 
     async def start(self) -> None:
         """Begin to listen; returns when both ports are open.
@@ -89,13 +54,15 @@ class Router:
         self.pools.open()
         listen, admin = self.config.listen, self.config.admin
         try:
-            self.port = await self._serve(self._traffic(), listen.host, listen.port, True)
-            self.admin_port = await self._serve(self.admin.application(), admin.host, admin.port, False)
+            requests = web.ServerRunner(web.Server(self.traffic.answer, **self._http()), shutdown_timeout=1.0)
+            self.port, self.door = await self._serve(requests, listen.host, listen.port, self._tls)
+            pages = web.AppRunner(self.admin.application(), **self._http(), shutdown_timeout=1.0)
+            self.admin_port, _ = await self._serve(pages, admin.host, admin.port, None)
         except OSError as error:
             await self.stop(0.0)
             raise ConfigError(f"cannot listen ({error.strerror or error})") from None
         watch = Watch(self.parts.upstream.session, self.config.health, self.parts.servers, self.parts.state)
-        assert self.door is not None
+        self.traffic.door = self.door
         for work in (watch.run(), self.pools.run(), self._flush(), self.door.sweep()):
             self._tasks.append(asyncio.create_task(work))
 
@@ -119,118 +86,33 @@ class Router:
         await self.parts.close()
         return clean
 
-    async def _serve(self, app: web.Application, host: str, port: int, traffic: bool) -> int:
-        listen = self.config.listen
-        runner = web.AppRunner(
-            app,
-            handler_cancellation=True,  # a client that goes cancels its request
-            access_log=None,
-            logger=http_log(),
-            max_line_size=listen.max_header_bytes,
-            max_field_size=listen.max_header_bytes,
-            keepalive_timeout=75.0,
-            shutdown_timeout=1.0,
-        )
+    def _http(self) -> dict[str, Any]:
+        """What both servers are told."""
+        return {
+            "handler_cancellation": True,  # a client that goes cancels its request
+            "access_log": None,
+            "logger": http_log(),
+            "max_line_size": self.config.listen.max_header_bytes,
+            "max_field_size": self.config.listen.max_header_bytes,
+            "keepalive_timeout": 75.0,
+        }
+
+    async def _serve(
+        self, runner: web.BaseRunner, host: str, port: int, tls: ssl.SSLContext | None
+    ) -> tuple[int, Door]:
         await runner.setup()
         self._runners.append(runner)
-        door = Door(runner.server, listen.max_connections)
-        if traffic:
-            self.door = door
-        tls = self._tls if traffic else None
+        door = Door(runner.server, self.config.listen.max_connections)
         loop = asyncio.get_running_loop()
         server = await loop.create_server(door, host, port, ssl=tls, backlog=1024)
         self._listening.append(server)
         found: int = server.sockets[0].getsockname()[1]
-        return found
+        return found, door
 
     async def _flush(self) -> None:
         while True:
             await asyncio.sleep(1.0)
             self.parts.log.flush()
-
-    # ---- traffic ------------------------------------------------------------------------------------------
-
-    def _traffic(self) -> web.Application:
-        app = web.Application(middlewares=[self._around], client_max_size=self.config.listen.max_body_bytes)
-        app.router.add_get("/health", self._health)
-        app.router.add_post("/v1/completions", self.handler.completions)
-        app.router.add_post("/v1/chat/completions", self.handler.completions)
-        app.router.add_route("*", "/{path:.*}", self._other)
-        return app
-
-    @web.middleware
-    async def _around(self, request: web.Request, handler: Respond) -> web.StreamResponse:
-        """Keys, and errors as OpenAI's error objects."""
-        assert self.door is not None
-        self.door.heard(request)
-        self.parts.active += 1
-        try:
-            if request.path != "/health":
-                self._keys.check(request)
-            return await handler(request)
-        except Refused as refused:
-            self.parts.metrics.unauthorized += refused.status == 401
-            return refusal(refused)
-        except web.HTTPException as error:
-            return refusal(Refused(error.status, error.reason, "InvalidRequestError"))
-        except ConnectionError:
-            return gone(request)
-        except Exception as error:
-            print(f"router: {type(error).__name__} in {request.method} {request.path}", file=sys.stderr)
-            return refusal(Refused(500, "internal error of the router", "InternalServerError"))
-        finally:
-            self.parts.active -= 1
-
-    async def _health(self, request: web.Request) -> web.StreamResponse:
-        healthy = [server.name for server in self.parts.servers if server.healthy]
-        ready = bool(healthy) and not self.parts.gate.closed
-        return web.json_response({"healthy_servers": len(healthy)}, status=200 if ready else 503)
-
-    async def _other(self, request: web.Request) -> web.StreamResponse:
-        """Everything else goes to one server or another as it is."""
-        asked = posixpath.normpath("/" + request.path.lstrip("/"))
-        if any(asked == path or asked.startswith((path + "/", path + "_")) for path in BLOCKED):
-            raise Refused(404, f"{request.path} is not passed on", "NotFoundError")
-        body = await read_body(request, self.config.listen.max_body_bytes)
-        upstream, limits = self.parts.upstream, self.config.limits
-        headers = forwarded(request.headers)
-        loop = asyncio.get_running_loop()
-        last: Failed | None = None
-        for server in self._others()[: limits.attempts]:
-            try:
-                path = request.rel_url.raw_path_qs
-                by_s = loop.time() + limits.prompt_s
-                answer = await upstream.open(server, request.method, path, headers, body or None, by_s)
-            except Failed as failed:
-                server.broke(failed.why)
-                last = failed
-                continue
-            return await self._relay(request, answer)
-        if last is None:
-            raise Refused(503, "no server is healthy", "ServiceUnavailable", 5.0)
-        raise Refused(last.status, f"no server answered: {last.why}", "BadGateway")
-
-    async def _relay(self, request: web.Request, answer: Any) -> web.StreamResponse:
-        out = web.StreamResponse(status=answer.status, headers=multi(forwarded(answer.headers)))
-        try:
-            if answer.content_length is not None:
-                out.content_length = answer.content_length
-            await out.prepare(request)
-            async for piece in answer.content.iter_any():
-                await out.write(piece)
-            await out.write_eof()
-        except BaseException:
-            answer.close()
-            raise
-        answer.release()
-        return out
-
-    def _others(self) -> list[Any]:
-        """Healthy servers, each in its turn first."""
-        healthy = [server for server in self.parts.servers if server.healthy]
-        self._next_other += 1
-        turn = self._next_other % max(1, len(healthy))
-        return healthy[turn:] + healthy[:turn]
 
 
 def _tls(config: RouterConfig) -> ssl.SSLContext | None:
@@ -294,4 +176,4 @@ def run(config: RouterConfig, say: Callable[[str], None]) -> bool:
         return asyncio.run(serve(config, say))
 
 
-__all__ = ["Router", "run", "serve"]
+__all__ = ["BLOCKED", "Router", "run", "serve"]

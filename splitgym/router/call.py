@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ REQUEST_ID = "X-Request-Id"
 class Call:
     """One client's request on its way."""
 
-    request: web.Request
+    request: web.BaseRequest
     raw: bytes
     body: dict[str, Any]
     headers: Headers
@@ -28,9 +29,18 @@ class Call:
     record: Record
     prompt_tokens: int
     characters: int
-    start_s: float  # loop time
+    start_s: float  # `time.monotonic`, which is the time of loops too (uvloop's, in whole milliseconds)
     avoid: set[int] = field(default_factory=set)
     answering: bool = False  # something has gone to the client
+
+    @property
+    def since_s(self) -> float:
+        """Seconds since it came."""
+        return time.monotonic() - self.start_s
+
+    def by_s(self, seconds: float, total_s: float) -> float:
+        """Loop time in so many seconds, or when the request's time is over."""
+        return min(time.monotonic() + seconds, self.start_s + total_s)
 
     @property
     def stream(self) -> bool:
@@ -54,7 +64,7 @@ def check_event(server: Server, piece: bytes) -> None:
                 raise Failed(server, "its stream begins with an error", 500)
 
 
-async def read_body(request: web.Request, limit: int, seconds: float = 30.0) -> bytes:
+async def read_body(request: web.BaseRequest, limit: int, seconds: float = 30.0) -> bytes:
     """The whole body of a request.
 
     Raises:
@@ -63,6 +73,11 @@ async def read_body(request: web.Request, limit: int, seconds: float = 30.0) -> 
     too_large = Refused(413, f"the body is larger than {limit} bytes", "RequestEntityTooLarge")
     if (request.content_length or 0) > limit:
         raise too_large
+    if request.content.is_eof():  # all of it came with the headers, which is the usual case
+        whole = request.content.read_nowait()
+        if len(whole) > limit:
+            raise too_large
+        return whole
     pieces, size = [], 0
     try:
         async with asyncio.timeout(seconds):
@@ -97,7 +112,7 @@ def plain(status: int, headers: Headers, body: bytes) -> web.Response:
     return web.Response(status=status, headers=multi(headers), body=body)
 
 
-def gone(request: web.Request) -> web.Response:
+def gone(request: web.BaseRequest) -> web.Response:
     """Hang up on a client that went away; what is returned reaches nobody, and is no error to aiohttp."""
     if request.transport is not None:
         request.transport.abort()

@@ -15,6 +15,7 @@ from splitgym.envs.action import next_allowed
 from splitgym.errors import ConfigError
 from splitgym.policy.find import complete
 from splitgym.router.config import PolicyConfig
+from splitgym.router.records import Attempt
 from splitgym.router.state import RouterState
 from splitgym.schedulers.protocol import RoutingScheduler, SizingScheduler
 from splitgym.types import NS_PER_S, UNKNOWN, RequestInfo
@@ -121,7 +122,7 @@ class Decisions:
         self.sizing_fallbacks: Counter[str] = Counter()
         self.decided: Counter[str] = Counter()
         self.agreed: Counter[bool] = Counter()  # of the policy with the heuristic, in shadow mode
-        self.recent: deque[dict[str, object]] = deque(maxlen=100)
+        self.recent: deque[tuple[str, Attempt]] = deque(maxlen=100)  # with the request's id
         self._seed = seed
         self._number = 0
         self._failed = 0

@@ -4,33 +4,33 @@ A try that fails before the first byte has gone to the client is repeated elsewh
 """
 
 import asyncio
+import secrets
 import time
-import uuid
-from contextlib import suppress
 from typing import Any
 
-import aiohttp
 from aiohttp import web
 
-from splitgym.router.call import REQUEST_ID, Call, check_event, multi, plain, read_body, read_usage, rename
+from splitgym.router.call import REQUEST_ID, Call, plain, read_body, rename
 from splitgym.router.decisions import Choice
-from splitgym.router.health import describe_error
 from splitgym.router.parts import Parts
 from splitgym.router.protocol import (
     Refused,
-    StreamMeter,
-    error_event,
     forwarded,
     parse_body,
     prompt_body,
     token_body,
     transfer_params,
+    usage_of,
     wanted_tokens,
 )
 from splitgym.router.records import Attempt, Record
 from splitgym.router.servers import Server
 from splitgym.router.state import Flight
+from splitgym.router.stream import complete, learn, pass_on
 from splitgym.router.upstream import NOT_ITS_FAULT, Failed
+
+_OF_THE_BODY = ("content-type", "content-encoding", "accept-encoding")
+"""Headers that do not hold for the prompt server's body, or for its answer, which the router reads."""
 
 
 class Handler:
@@ -43,9 +43,8 @@ class Handler:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self._limits = parts.config.limits
-        self.open: set[asyncio.Task[Any]] = set()
 
-    async def completions(self, request: web.Request) -> web.StreamResponse:
+    async def completions(self, request: web.BaseRequest) -> web.StreamResponse:
         """The endpoint."""
         parts = self.parts
         call = await self._accept(request)
@@ -61,18 +60,18 @@ class Handler:
             record.status = record.status or 499
             raise
         finally:
-            record.end_s = self._since(call)
-            parts.finish(record)
+            record.end_s = call.since_s
+            # The answer goes first, then the accounts.
+            asyncio.get_running_loop().call_soon(parts.finish, record)
 
-    async def _accept(self, request: web.Request) -> Call:
+    async def _accept(self, request: web.BaseRequest) -> Call:
         """Read and parse the request; count it."""
         parts = self.parts
-        loop = asyncio.get_running_loop()
-        start_s = loop.time()
+        start_s = time.monotonic()
         raw = await read_body(request, parts.config.listen.max_body_bytes)
         body = parse_body(raw)
         tokens, characters = parts.lengths.measure(body)
-        request_id = request.headers.get(REQUEST_ID) or uuid.uuid4().hex
+        request_id = request.headers.get(REQUEST_ID) or secrets.token_hex(16)
         headers = forwarded(request.headers)
         if REQUEST_ID not in request.headers:
             headers.append((REQUEST_ID, request_id))
@@ -112,7 +111,7 @@ class Handler:
                 call.avoid.add(failed.server.index)
                 call.record.attempts[-1].error = f"{failed.server.name}: {failed.why}"
                 parts.metrics.retries += number + 1 < self._limits.attempts
-                if self._left_s(call) <= 0:
+                if call.since_s >= self._limits.total_s:
                     break
         assert last is not None
         if last.answer is not None:
@@ -133,12 +132,12 @@ class Handler:
             target.name,
             choice.by,
             choice.reason,
-            self._since(call),
+            call.since_s,
             choice.took_us,
             None if choice.wanted is None else tuple(parts.name_of(m) for m in choice.wanted),  # type: ignore[arg-type]
         )
         call.record.attempts.append(attempt)
-        parts.decisions.recent.append({"request": call.record.request_id, **attempt.as_dict()})
+        parts.decisions.recent.append((call.record.request_id, attempt))
         parts.state.place(flight)
         target.enter()
         try:
@@ -172,29 +171,29 @@ class Handler:
             Failed: the server did not.
         """
         upstream = self.parts.upstream
-        headers = [(k, v) for k, v in call.headers if k.lower() not in ("content-type", "content-encoding")]
+        headers = [(k, v) for k, v in call.headers if k.lower() not in _OF_THE_BODY]
         headers.append(("Content-Type", "application/json"))
         server.enter()
         try:
-            by_s = self._by(call, self._limits.prompt_s)
-            status, answered, answer = await upstream.ask(
+            by_s = call.by_s(self._limits.prompt_s, self._limits.total_s)
+            status, answered, answer, said = await upstream.ask(
                 server, call.path, headers, prompt_body(call.body), by_s
             )
         finally:
             server.leave()
-        attempt.prompt_s = self._since(call)
+        attempt.prompt_s = call.since_s
         if status != 200:  # the request's own fault: any server would say so
             server.succeeded()
             call.record.status, call.record.outcome = status, "client_error"
             return None, plain(status, answered, answer)
         try:
-            transfer, tokens = transfer_params(answer)
+            transfer, tokens = transfer_params(said)
         except ValueError:
             raise Failed(server, "its answer is no JSON object") from None
         server.succeeded()
         server.served += 1
         self.parts.state.prompt_ended(flight)
-        self._learn(call, tokens)
+        learn(self.parts, call, tokens)
         if transfer is None:
             # Its connector is off or declined: the token server computes the prompt itself.
             self.parts.metrics.no_transfer += 1
@@ -211,7 +210,9 @@ class Handler:
             wait_s = self.parts.state.decodes_in_s(flight)
             began = asyncio.get_running_loop().call_later(wait_s, self.parts.state.presume, flight)
         try:
-            return await self._answer(call, server, flight, attempt, body, self._by(call, seconds))
+            return await self._answer(
+                call, server, flight, attempt, body, call.by_s(seconds, self._limits.total_s)
+            )
         finally:
             if began is not None:
                 began.cancel()
@@ -224,7 +225,7 @@ class Handler:
         try:
             streamed = "event-stream" in response.headers.get("Content-Type", "")
             if response.status == 200 and streamed:
-                out = await self._pass_on(call, server, flight, attempt, response)
+                out = await pass_on(self.parts, call, server, flight, attempt, response)
                 if not response.content.at_eof():
                     response.close()  # given up: the server must know
                 return out
@@ -234,7 +235,7 @@ class Handler:
             raise
         response.release()
         headers = forwarded(response.headers)
-        upstream.judge(server, response.status, headers, answer)
+        said = upstream.judge(server, response.status, headers, answer)
         server.succeeded()
         record = call.record
         record.status = response.status
@@ -242,120 +243,8 @@ class Handler:
             record.outcome = "client_error"
             return plain(response.status, headers, answer)
         server.served += 1
-        prompt, output = read_usage(answer)
-        attempt.first_byte_s = self._since(call)
-        self._learn(call, prompt)
-        self._complete(call, flight, output or 1)
+        prompt, output = usage_of(said)
+        attempt.first_byte_s = call.since_s
+        learn(self.parts, call, prompt)
+        complete(self.parts, call, flight, output or 1)
         return plain(response.status, headers, answer)
-
-    async def _pass_on(
-        self,
-        call: Call,
-        server: Server,
-        flight: Flight,
-        attempt: Attempt,
-        upstream: aiohttp.ClientResponse,
-    ) -> web.StreamResponse:
-        """A stream, piece by piece. Until its first piece is here it may still be tried elsewhere."""
-        parts, loop, limits = self.parts, asyncio.get_running_loop(), self._limits
-        content, meter = upstream.content, StreamMeter()
-        last_s = call.start_s + limits.total_s
-        out: web.StreamResponse | None = None
-        held = b""
-        on_client = False
-        try:
-            async with asyncio.timeout_at(self._by(call, limits.prompt_s)) as timer:
-                while piece := await content.readany():
-                    if out is None:
-                        held += piece
-                        if b"\n\n" not in held:
-                            continue  # not before the first event is whole, and known to be one
-                        check_event(server, held)
-                        piece = held
-                    on_client = True
-                    if out is None:
-                        attempt.first_byte_s = call.record.first_byte_s = self._since(call)
-                        out = await self._begin(call, upstream)
-                    new = meter.feed(piece)
-                    if new:
-                        parts.state.tokens(flight, new)
-                    await out.write(piece)
-                    on_client = False
-                    timer.reschedule(min(last_s, loop.time() + limits.idle_s))
-            why = "" if meter.done else "its stream ended early"
-        except TimeoutError:
-            why = "the client does not read" if on_client else "no more tokens in time"
-        except (aiohttp.ClientError, OSError) as error:
-            if on_client:
-                raise ConnectionResetError("the client is gone") from None
-            why = f"its stream broke off: {describe_error(error)}"
-        if out is None:
-            raise Failed(server, why, 504 if "time" in why else 502)
-        await self._close(call, server, flight, meter, out, why, on_client)
-        return out
-
-    async def _begin(self, call: Call, upstream: aiohttp.ClientResponse) -> web.StreamResponse:
-        """The headers, to the client."""
-        out = web.StreamResponse(status=upstream.status, headers=multi(forwarded(upstream.headers)))
-        call.answering = True
-        await out.prepare(call.request)
-        return out
-
-    async def _close(
-        self,
-        call: Call,
-        server: Server,
-        flight: Flight,
-        meter: StreamMeter,
-        out: web.StreamResponse,
-        why: str,
-        clients_fault: bool,
-    ) -> None:
-        """The end of a stream, good or bad."""
-        record = call.record
-        record.status = 200
-        prompt, output = meter.usage()
-        self._learn(call, prompt)
-        counted = max(1, meter.events - meter.done)
-        record.output_tokens = output or counted
-        if not why:
-            server.succeeded()
-            server.served += 1
-            self._complete(call, flight, output or counted)
-        else:
-            record.outcome = "disconnected" if clients_fault else "server_error"
-            record.attempts[-1].error = f"{server.name}: {why}"
-            if clients_fault:
-                if call.request.transport is not None:
-                    call.request.transport.abort()
-                return
-            server.broke(why)
-            # Never an end that looks like a whole answer.
-            with suppress(ConnectionError):
-                await out.write(error_event(502, f"the answer broke off: {why}", "BadGateway"))
-        with suppress(ConnectionError):
-            await out.write_eof()
-
-    # ---- accounts -----------------------------------------------------------------------------------------
-
-    def _complete(self, call: Call, flight: Flight, output: int) -> None:
-        record = call.record
-        record.outcome = "ok"
-        record.output_tokens = output
-        self.parts.state.finished(flight, output)
-
-    def _learn(self, call: Call, prompt_tokens: int | None) -> None:
-        """A server said how long the prompt was."""
-        if prompt_tokens and call.record.prompt_tokens is None:
-            call.record.prompt_tokens = prompt_tokens
-            self.parts.lengths.learn(call.characters, prompt_tokens)
-
-    def _since(self, call: Call) -> float:
-        return asyncio.get_running_loop().time() - call.start_s
-
-    def _left_s(self, call: Call) -> float:
-        return self._limits.total_s - self._since(call)
-
-    def _by(self, call: Call, seconds: float) -> float:
-        """Loop time in so many seconds, or when the request's time is over."""
-        return min(asyncio.get_running_loop().time() + seconds, call.start_s + self._limits.total_s)

@@ -21,8 +21,8 @@ from pydantic.dataclasses import dataclass as checked
 
 from splitgym.config import STRICT
 from splitgym.errors import ConfigError
-from splitgym.router.config import check_url
 from splitgym.router.health import describe_error
+from splitgym.router.networks import check_url
 from splitgym.router.protocol import StreamMeter
 from splitgym.slo import PERCENTILES
 from splitgym.trace import Trace

@@ -114,13 +114,12 @@ def token_body(raw: bytes, transfer: dict[str, Any]) -> bytes:
     return inner + comma + b'"' + KV.encode() + b'":' + json.dumps(transfer).encode() + b"}"
 
 
-def transfer_params(answer: bytes) -> tuple[dict[str, Any] | None, int | None]:
+def transfer_params(data: Any) -> tuple[dict[str, Any] | None, int | None]:
     """(`kv_transfer_params`, prompt tokens) of a prompt server's answer; None for what is not there.
 
     Raises:
         ValueError: the answer is no JSON object.
     """
-    data = json.loads(answer)
     if not isinstance(data, dict):
         raise ValueError("no object")
     found = data.get(KV)

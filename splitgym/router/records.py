@@ -12,6 +12,7 @@ from splitgym.errors import ConfigError
 from splitgym.router.config import LogConfig
 
 LOG_VERSION = 1
+_ENCODE = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 @dataclass(slots=True)
@@ -111,7 +112,7 @@ class DecisionLog:
 
     def _put(self, line: dict[str, Any]) -> None:
         assert self._file is not None
-        text = json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n"
+        text = _ENCODE(line) + "\n"
         self._file.write(text)
         self._size += len(text)
 

@@ -10,8 +10,9 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from splitgym.router.config import LimitsConfig, in_networks
+from splitgym.router.config import LimitsConfig
 from splitgym.router.health import describe_error
+from splitgym.router.networks import in_networks
 from splitgym.router.protocol import forwarded
 from splitgym.router.servers import Server
 
@@ -121,8 +122,8 @@ class Upstream:
 
     async def ask(
         self, server: Server, path: str, headers: Headers, body: bytes, by_s: float
-    ) -> tuple[int, Headers, bytes]:
-        """POST and take the whole answer: (status, headers, body).
+    ) -> tuple[int, Headers, bytes, Any]:
+        """POST and take the whole answer: (status, headers, body, what its JSON says or None).
 
         Raises:
             Failed: no answer, a status that another server may not give, or a 200 that is no JSON.
@@ -133,19 +134,23 @@ class Upstream:
         finally:
             response.release()
         found = response.status, forwarded(response.headers), answer
-        self.judge(server, *found)
-        return found
+        return *found, self.judge(server, *found)
 
     @staticmethod
-    def judge(server: Server, status: int, headers: Headers, answer: bytes) -> None:
-        """Raise `Failed` for an answer that another server may do better."""
+    def judge(server: Server, status: int, headers: Headers, answer: bytes) -> Any:
+        """What the JSON of a 200 says; None for other answers, and for one that is compressed.
+
+        Raises:
+            Failed: an answer that another server may do better.
+        """
         if status in RETRIED_STATUS:
             raise Failed(server, f"status {status}", status, (status, headers, answer))
         if status == 200 and not _encoded(headers):
             try:
-                json.loads(answer)
+                return json.loads(answer)
             except (ValueError, RecursionError):
                 raise Failed(server, "its answer is no JSON") from None
+        return None
 
 
 def _encoded(headers: Headers) -> bool:
@@ -180,8 +185,3 @@ def _allowed(address: str, networks: tuple[str, ...]) -> bool:
     except ValueError:
         return False
     return in_networks(address, networks)
-
-
-def has_json(headers: Any) -> bool:
-    """Does an answer say that it is JSON?"""
-    return "json" in headers.get("Content-Type", "").lower()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitgym.router.engine.answers import Choice, Form
-from splitgym.router.engine.protocol import ChatBody, CompletionBody, Refusal
+from splitgym.router.engine.bodies import ChatBody, CompletionBody, Refusal
 from splitgym.router.engine.text import (
     VOCABULARY,
     Answer,

@@ -16,22 +16,14 @@ from aiohttp import web
 
 from splitgym.router.call import gone
 from splitgym.router.engine import answers
+from splitgym.router.engine.bodies import ChatBody, CompletionBody, Refusal, internal_error
 from splitgym.router.engine.caches import Caches, SideChannel, Ticket
 from splitgym.router.engine.call import Call, Model, Part, chat_call, completion_call
 from splitgym.router.engine.clock import RealTime
 from splitgym.router.engine.faults import Fate, Faults
 from splitgym.router.engine.metrics import EngineMetrics
 from splitgym.router.engine.options import EngineOptions
-from splitgym.router.engine.protocol import (
-    ChatBody,
-    CompletionBody,
-    Refusal,
-    chat_body,
-    completion_body,
-    internal_error,
-    parse_json,
-    tokenize_body,
-)
+from splitgym.router.engine.protocol import chat_body, completion_body, parse_json, tokenize_body
 from splitgym.router.engine.text import render_chat, tokenize
 from splitgym.sim.live import Kind, LiveRequest
 
