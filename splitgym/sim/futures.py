@@ -18,7 +18,7 @@ from splitgym.sim.compiled import decide, loop
 from splitgym.sim.compiled import records as rec
 from splitgym.sim.compiled import state as st
 from splitgym.sim.compiled.futures import generated_so_far, revise
-from splitgym.sim.compiled.setup import Simulation
+from splitgym.sim.compiled.simulation import Simulation
 from splitgym.sim.compiled_engine import CompiledEngine
 from splitgym.slo import reference_times_s
 from splitgym.types import NS_PER_S
@@ -91,9 +91,9 @@ class Future:
         self._revise(now)
         kind = decide.ROUTING_KINDS.index(type(routing))
         self._start._keep("routing_params", routing.params)
-        self._start._set(
-            routing=kind, fast=decide.fast_form(routing), num_params=len(routing.params), logging=0
-        )
+        fast = decide.fast_form(routing)
+        self._start._set(routing=kind, fast=fast, num_params=len(routing.params), logging=0)
+        self._start.prepare(fast, len(routing.params))
         if self._start.sim["sizing"] < 0:
             self._start._set(sizing=0)
 

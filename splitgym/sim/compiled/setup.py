@@ -72,8 +72,7 @@ class Arrays:
         ):
             self._keep(name, array)
         self._set(num_params=len(options[0]), num_sizing_params=len(options[2]))
-        if kinds[2] in (decide.INDEX, decide.RESIDUAL):
-            self._set_lanes(len(options[0]))
+        self.prepare(kinds[2], len(options[0]))
         self._set_log(trace)
         for fault in cluster.config.faults:
             at_ns = to_ns(fault.at_s)
@@ -149,11 +148,11 @@ class Arrays:
         machines["capacity"] = cluster.kv_capacity_tokens
         machines["bandwidth"] = np.maximum(1, cluster.link_bytes_per_s // 64)
         machines["transfer_constant_ns"] = cluster.blank.transfer_constant_ns
-        machines["idle"] = machines["touched"] = 1
+        machines["idle"] = 1
         leaves = 1 << max(0, count - 1).bit_length()
         # A stride of whole pages would put all batches into the same sets of the processor's caches.
         stride = cluster.config.batching.max_tasks + 5
-        self._set(num_machines=count, num_leaves=leaves, touched=count)
+        self._set(num_machines=count, num_leaves=leaves)
         self._set(task_stride=stride * rec.TASK.itemsize)
         self._keep("batches", np.zeros((count + 1) * stride, rec.TASK))
         machines["posted"] = st.NONE
@@ -165,7 +164,7 @@ class Arrays:
         self._keep("board_requests", np.zeros(padded))
         self._keep("tree", np.full(2 * leaves, st.FAR, np.int64))
         self._keep("next_ends", np.full(count, st.FAR, np.int64))
-        self._keep("touched_list", np.arange(count, dtype=rec.SHORT))
+        self._keep("touched_list", np.zeros(count, rec.SHORT))
         self._keep("wake_list", np.zeros(count, rec.SHORT))
         self._keep("reached", np.zeros(count, rec.SHORT))
 
@@ -240,8 +239,19 @@ class Arrays:
             self.sim[f"{name}_at"] = address_of(arrays[name])
         self.view: ClusterView = fresh._replace(**arrays)
 
-    def _set_lanes(self, num_params: int) -> None:
-        """Blocks of machines for the index and the residual, and what these compute with."""
+    def prepare(self, fast: int, num_params: int) -> None:
+        """Make what a routing scheduler's fast form looks at; the next decision shows it all machines.
+
+        Args:
+            fast: the form, see `decide.fast_form`.
+            num_params: numbers among the scheduler's options.
+        """
+        count = self.cluster.num_machines
+        self._kept["machines"]["touched"] = 1
+        self._kept["touched_list"][:] = np.arange(count)
+        self._set(touched=count)
+        if fast not in (decide.INDEX, decide.RESIDUAL):
+            return
         blocks = self._keep("lanes", lanes_of(self.cluster.blank))
         count = len(blocks) // BLOCK
         self._keep("lane_steps", np.zeros(count * PAIR_ROWS * LANES, np.int64))
