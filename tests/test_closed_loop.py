@@ -16,11 +16,11 @@ pytest.importorskip("torch")
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
-    "MEASURE": "--repeats 1 --max-prompt 1024 --max-batch 4 --max-requests 60 --max-seconds 60",
+    "MEASURE": "--repeats 1 --max-prompt 1024 --max-batch 4 --max-requests 200 --max-seconds 60",
     "GENERATIONS": "1",
     "IMPROVE_GENERATIONS": "1",
     "RATE": "20",
-    "LOAD_S": "22",
+    "LOAD_S": "26",
     "WINDOW_S": "8",
 }
 
