@@ -109,7 +109,7 @@ CLUSTER_FEATURES: tuple[Feature, ...] = (
     _unit("tbt_miss", "share of them where this request's predicted TBT (split) misses its SLO"),
     # Time
     _unit("since_last", "time since the previous observation, squash(x, 1 s)"),
-    # Forecast: 2 x the mean of the last 20 s less that of 60 s, where the load will be in 20 s if it goes on so
+    # Forecast: 2 x the mean of the last 20 s less that of 60 s: the load in 20 s if it goes on so
     _unit("prompt_forecast", "forecast of the prompt load, at least 0, squash(x, 1)"),
     _unit("output_forecast", "forecast of the output load, at least 0, squash(x, 1)"),
     _unit("prompt_need_20s", "prompt load over prompt and output load, last 20 s; 1/2 before any arrival"),

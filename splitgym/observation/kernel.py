@@ -181,7 +181,10 @@ def fill_cluster(view, scratch, memory, since_s, out):
 
 @numba.njit(cache=True, error_model="numpy", forceinline=True)
 def fill_load(view, memory, out):
-    """Places 0 to 7, and the forecast. A second without arrivals is added before the rates, so the first is no spike."""
+    """Places 0 to 7, and the forecast.
+
+    A second without arrivals is added before the rates, so the first is no spike.
+    """
     tables, full = view.tables, view.rules.max_prompt_tokens
     prompt_speed, token_speed = 0.0, 0.0  # of all available machines [tokens/s]
     before, prompt_own, token_own = -1, 0.0, 0.0  # of one
