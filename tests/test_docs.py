@@ -189,6 +189,15 @@ def test_the_kubernetes_manifest_holds_a_configuration_that_the_router_takes(tmp
     assert ports == {config.listen.port, config.admin.port}
 
 
+def test_the_docstring_of_the_environment_has_the_shapes_of_its_space() -> None:
+    from splitgym.envs import RoutingEnv
+    from splitgym.observation import observation_space
+
+    said = re.findall(r"^ *\| (\w+) \| \((\w+),(?: (\d+))?\) \|", RoutingEnv.__doc__ or "", re.MULTILINE)
+    shapes = {name: tuple(8 if size == "M" else int(size) for size in sizes if size) for name, *sizes in said}
+    assert shapes == {name: space.shape for name, space in observation_space(8).items()}
+
+
 @pytest.fixture
 def generate(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(cli.app, "registered_commands", [*cli.app.registered_commands])

@@ -36,7 +36,7 @@ class RoutingEnv(SchedulingEnv):
     | Key | Shape | Min | Max | Observation |
     |---|---|---|---|---|
     | machines | (M, 37) | 0 | 1 | a row a machine: state, and predictions for this request there |
-    | cluster | (24,) | 0 | 1 | load, pools, waits, memory, misses, time since the last step |
+    | cluster | (28,) | 0 | 1 | load, forecast, pools, waits, memory, misses, time since the last step |
     | request | (10,) | 0 | 1 | prompt tokens, `max_tokens` and its flag, expected output |
     | mask | (M,) | 0 | 1 | 1 for a machine, 0 for padding |
 

@@ -105,7 +105,7 @@ def energy_and_cost(results: Results, workload: Workload) -> str:
 def slos(results: Results, workload: Workload) -> str:
     """The nine SLOs: each policy's percentile, and whether it passes."""
     limits = [(kind, p, limit) for kind in KINDS for p, limit in zip(PERCENTILES, NINE_SLOS[kind])]
-    head = ["policy", *(f"{NAMES[kind]} p{p} < {limit:g}" for kind, p, limit in limits)]
+    head = ["policy", *(f"{NAMES[kind]} p{p}\u00a0<\u00a0{limit:g}" for kind, p, limit in limits)]
     rows = []
     for policy in results.policies:
         cells = []
