@@ -12,14 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from splitgym import profile as profiles
 from splitgym.errors import ProfileError
 from splitgym.measuring import write
+from splitgym.measuring.client import Client
 from splitgym.measuring.plan import Limits, Step, make_plan
 from splitgym.measuring.run import Outcome, Servers, measure
 from splitgym.measuring.store import Store
+from splitgym.measuring.sweep import Sweep
 from splitgym.profile import measured
 from splitgym.router.engine import EngineOptions, running
 from splitgym.router.engine.call import Call
@@ -173,6 +176,36 @@ def test_a_server_that_gives_up_loses_nothing(monkeypatch: pytest.MonkeyPatch, t
     options = replace(OPTIONS, port=int(url.rsplit(":", 1)[1]))
     again = in_virtual_time(monkeypatch, limits, tmp_path / "m.jsonl", options)
     assert again.stopped == "" and (tmp_path / "m.jsonl").read_text().startswith(before)
+
+
+def test_prompts_that_come_too_late_are_sent_behind_a_longer_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocker takes 2.6 ms and a request 8 ms to get there: what is timed then would be too long."""
+    read = EngineServer._read
+
+    async def later(self: EngineServer, request: Any) -> Any:
+        await asyncio.sleep(0.008)
+        return await read(self, request)
+
+    monkeypatch.setattr(EngineServer, "_read", later)
+    room: Any = {"max_model_len": 5000, "capacity_tokens": None, "transfer": False}
+    sweeps = []
+
+    async def whole() -> Any:
+        options = EngineOptions(engines=1, port=0, mean_output_tokens=0, batching=BATCHING)
+        profile = tiny_profile(prompt_ms=0.005)
+        async with running(options, profile) as engines, aiohttp.ClientSession() as session:
+            client = Client(session, engines.hosts[0].url)
+            await client.about()
+            sweeps.append(Sweep(client, make_plan(Limits(), **room)))
+            await sweeps[0].warm_up()
+            return await sweeps[0].run(Step("prompt", 512))
+
+    modules = ("splitgym.router.engine.clock", "splitgym.measuring.client", "splitgym.measuring.run")
+    with virtual_time(monkeypatch, *modules) as (loop, _), asyncio.Runner(loop_factory=loop) as runner:
+        samples, facts = runner.run(whole())
+    assert samples == [[512, 1, pytest.approx(512 * 5e-6, rel=0.01)]]
+    assert facts["overhead_s"] == pytest.approx(0.008, rel=0.01)
+    assert sweeps[0].plan.blocker == 512 < sweeps[0].blocker
 
 
 def test_unsteady_steps_are_run_again(tmp_path: Path) -> None:
