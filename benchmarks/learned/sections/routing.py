@@ -48,8 +48,9 @@ def routing(case: Case, bench: Bench, field: Field | None = None) -> Section:
     field = field or field_of(case)
     found = Results(measure(case, field.entrants, bench), field)
     loads = " to ".join(f"{load:g}" for load in (case.claimed_loads[0], case.claimed_loads[-1]))
+    where = case.title if case.model in case.title else f"{case.title}, {case.model}"
     text = (
-        f"{case.title}, {case.model}; {len(case.workloads)} workloads x {case.windows} windows a load. "
+        f"{where}; {len(case.workloads)} workloads x {case.windows} windows a load. "
         f"{_names(found)} {len(case.splits)} splits x 3 thresholds were run for the paper's scheduler (mp); "
         f"its row takes the best of them for each workload and load, on these very windows.",
     )

@@ -59,7 +59,7 @@ def tail(names: tuple[str, ...], bench: Bench) -> Section:
     save(draw(curves), bench.out / "images" / FIGURE)
     text = (
         "The fitness of evolution is goodput - `tail_weight` x tail, where the tail is the mean of "
-        "ln(max(TTFT slowdown, 6) / 6) over the worst 2 % of requests. One training seed: 80 generations "
+        "ln(max(TTFT slowdown, 6) / 6) over the worst 2 % of requests. One training seed: 40 generations "
         "from the first stage of seed 1 (trained with 0.05), each with its own weight.",
         f"![Goodput against TTFT p99 by tail weight](images/{FIGURE})",
     )
