@@ -217,17 +217,19 @@ def contender(run: str, cluster: ClusterConfig) -> "Contender":
         ConfigError: no run folder, no model in it, or an agent that knows fewer machines.
     """
     from agents import evaluation
-    from agents.config import EVOLVED
-    from agents.task import cluster_of
+    from agents.config import EVOLVED, cluster_of
 
     config = evaluation.load_config(run)
-    if config.algo in EVOLVED:  # any cluster, with the cluster's own confinement
+    if config.algo in EVOLVED and config.env == "routing":  # any cluster, with the cluster's own confinement
         return evaluation.contender(evaluation.load_agent(run, name=run), config)
+    confined = replace(cluster, confine=cluster_of(config).confine)
+    if config.algo in EVOLVED:
+        return replace(evaluation.contender(evaluation.load_agent(run, name=run), config), cluster=confined)
     known = evaluation.machines_of(config)
     if cluster.num_machines > known:
         raise ConfigError(f"policy {run} knows {known} machines, the cluster has {cluster.num_machines}")
     entrant = evaluation.contender(evaluation.load_agent(run, name=run), config)
-    return replace(entrant, cluster=replace(cluster, confine=cluster_of(config).confine))
+    return replace(entrant, cluster=confined)
 
 
 def export(run: str, out: Path, *, which: str, name: str, onnx: bool) -> "Policy":

@@ -2,6 +2,7 @@
 keys are errors. A run folder keeps the resolved one."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from splitgym.errors import ConfigError
 
 Algo = Literal["ppo", "maskable_ppo", "dqn", "a2c", "es", "cem"]
 EVOLVED = ("es", "cem")
-"""Algorithms that search the weights of the index and its residual, on the compiled engine alone."""
+"""Algorithms that search the weights of schedulers, on the compiled engine alone."""
 EnvName = Literal["routing", "pool_sizing", "joint"]
 
 HYPERPARAMS = Path(__file__).resolve().parent / "hyperparams"
@@ -51,7 +52,9 @@ class EnvConfig:
     max_moves: int = Field(default=1, ge=1)
     """Pool sizing and joint: K, the most machines that one action moves."""
     router: str = "splitwise"
-    """Pool sizing: the scheduler that routes."""
+    """Pool sizing: who routes. A scheduler's name, a policy bundle (`pretrained:NAME`) or the run folder of
+    `es` or `cem`.
+    """
     confine: bool | None = None
     """Confine phases to pools; None is the environment's default (on in pool sizing and joint, off in
     routing).
@@ -185,7 +188,8 @@ class WarmStartConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class EvolutionConfig:
-    """Evolution strategies (`es`) and the cross-entropy method (`cem`) over the index and its residual.
+    """Evolution strategies (`es`) and the cross-entropy method (`cem`) over schedulers: the index and its
+    residual, the reactive sizing rule and its network, or both.
 
     A step of the run is a generation. The numbers are those of the study that found the residual, where it
     said any.
@@ -213,12 +217,18 @@ class EvolutionConfig:
     """Fractions of saturation, drawn uniformly."""
     length_shift: float = Field(default=0.0, ge=0, lt=1)
     """Outputs of a scenario are 1 - this to 1 + this times as long as recorded, drawn once a scenario."""
+    switch_delays_s: tuple[float, ...] = ()
+    """Switching delays of the clusters, drawn evenly; none: the run's cluster's."""
     scenarios: int = Field(default=10, ge=1)
     """A generation; all its candidates run on the same ones."""
     tail_weight: float = Field(default=0.05, ge=0)
     """What the tail costs: goodput - tail_weight x tail is sought, see `agents.scenarios.tail`."""
     hidden: int = Field(default=16, ge=0)
-    """ES: width of the network."""
+    """ES: width of the routing network."""
+    hidden_sizing: int = Field(default=12, ge=1)
+    """ES: width of the sizing network."""
+    rule: Literal["reactive", "ewma"] = "reactive"
+    """CEM, pool sizing: the rule whose options are tuned."""
     pairs: int = Field(default=16, ge=1)
     """ES: mirrored pairs of candidates."""
     learning_rate: float = Field(default=0.15, gt=0)
@@ -226,7 +236,11 @@ class EvolutionConfig:
     average: float = Field(default=0.02, gt=0, le=1)
     """ES: weight of the newest iterate in the moving average, which is the result."""
     start: str | None = None
-    """ES: run folder whose result is where the search begins; None is the index with tuned weights."""
+    """Run folder of `es` or `cem`, or bundle, whose result is where the search begins; None begins at the
+    heuristics (the index with tuned weights, the reactive rule).
+    """
+    start_sizing: str | None = None
+    """Joint: the same for the sizing part, where `start` has only a routing part."""
     population: int = Field(default=32, ge=4)
     """CEM: candidates a generation."""
     elite: float = Field(default=0.25, gt=0, le=0.5)
@@ -308,8 +322,8 @@ class RunConfig:
                 "environment.flat: true (--flat); "
                 "for two numbers or the joint environment use ppo, maskable_ppo or a2c"
             )
-        if self.algo in EVOLVED and self.env != "routing":
-            raise ValueError(f"{self.algo} searches routing weights: use env routing")
+        if self.evolution.start_sizing is not None and self.env != "joint":
+            raise ValueError("evolution.start_sizing is for env joint; elsewhere use evolution.start")
         if self.environment.flat and self.env != "routing":
             raise ValueError(f"environment.flat is for routing; {self.env} has one action space only")
         if self.warm_start.teacher and self.algo in ("dqn", *EVOLVED):
@@ -331,6 +345,14 @@ class RunConfig:
         if self.algo != "dqn" and self.learner.num_envs * self.on_policy.n_steps < 2:
             raise ValueError("learner.num_envs x on_policy.n_steps must be at least 2")
         return self
+
+
+def cluster_of(config: RunConfig) -> ClusterConfig:
+    """The run's cluster with its confinement: the environment's option, its default, or the cluster's own."""
+    confine = config.environment.confine
+    if confine is None:
+        confine = config.cluster.confine or config.env != "routing"
+    return replace(config.cluster, confine=confine)
 
 
 def rates(config: RunConfig) -> float | tuple[float, float] | None:

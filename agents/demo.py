@@ -19,9 +19,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from agents.config import RunConfig, resolve
+from agents.config import RunConfig, cluster_of, resolve
 from agents.evaluation import load_agent
-from agents.task import SimulatorTask, cluster_of
+from agents.task import SimulatorTask
 from agents.training import resume, train
 from splitgym import evaluation
 from splitgym.config import ClusterConfig, VllmBatchingConfig, parse_machines

@@ -15,9 +15,10 @@ import numpy as np
 import torch as th
 
 from agents.config import EVOLVED, RunConfig
-from agents.evolution import load_residual
+from agents.evolution import load_evolved
 from agents.models import build_model, load_parameters
 from agents.priors import find_prior
+from agents.routers import compiled_router
 from agents.runs import PRIOR_FILE, RunFolder
 from splitgym import schedulers
 from splitgym.config import load_yaml, parse_machines
@@ -136,8 +137,9 @@ def with_own_prior(config: RunConfig, run: RunFolder) -> RunConfig:
 
 def load_agent(
     run: str | Path, which: str = "best", temperature: float | None = None, name: str = ""
-) -> "Agent | Residual":
-    """The agent of a run folder, for `splitgym.evaluation` and the engines.
+) -> "Agent | Residual | Contender":
+    """The agent of a run folder, for `splitgym.evaluation` and the engines; of an evolved one that resizes, a
+    contender with its router.
 
     Args:
         run: the folder. A path to a zip is refused: its configuration would be unknown.
@@ -156,7 +158,14 @@ def load_agent(
         )
     config = load_config(path)
     if config.algo in EVOLVED:
-        return load_residual(path, which, name)
+        name = name or path.name
+        routing, sizing = load_evolved(path, which, name)
+        if routing is not None and sizing is not None:
+            return Contender(name, routing, sizing)
+        if isinstance(routing, Residual):
+            return routing
+        assert sizing is not None
+        return Contender(name, compiled_router(config.environment.router), sizing)
     folder = RunFolder(path)
     latest = folder.latest_checkpoint()
     places = [folder.best] if which == "best" else []
@@ -185,12 +194,14 @@ def machines_of(config: RunConfig) -> int:
     return config.environment.max_machines or config.cluster.num_machines
 
 
-def contender(agent: "Agent | Residual", config: RunConfig) -> Contender:
+def contender(agent: "Agent | Residual | Contender", config: RunConfig) -> Contender:
     """The agent with what completes it: the run's router to a sizing agent, no resizing to a routing one."""
+    if isinstance(agent, Contender):
+        return agent
     if config.env == "routing":
         return Contender(agent.name, agent, schedulers.sizing("static"))
     if config.env == "pool_sizing":
         assert isinstance(agent, Agent)
-        return Contender(agent.name, schedulers.routing(config.environment.router), agent)
+        return Contender(agent.name, compiled_router(config.environment.router), agent)
     assert isinstance(agent, Agent)
     return Contender(agent.name, agent, agent)

@@ -2,8 +2,7 @@
 
 Each generation draws its scenarios and its noise from the seed and its own number, so a resumed run goes on
 with the same bits. A checkpoint's `model.zip` holds arrays by name (NumPy's own format, nothing pickled): the
-parts of the result's flat vector (`splitgym.schedulers.residual.layout`) and, as `search.NAME`, what the
-search remembers.
+parts of the result's flat vector (`agents.spaces`) and, as `search.NAME`, what the search remembers.
 """
 
 import os
@@ -19,15 +18,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from agents import scenarios
 from agents.callbacks import Signals, tensorboard_logger
-from agents.config import RunConfig
+from agents.config import EVOLVED, RunConfig
+from agents.routers import evolved_pair
 from agents.runs import RunFolder
-from agents.search import CrossEntropy, EvolutionStrategies, Search, first_weights
+from agents.search import CrossEntropy, EvolutionStrategies, Search
+from agents.spaces import Pair, Space, space_of
+from splitgym.config import load_yaml
 from splitgym.errors import ConfigError
-from splitgym.policy import is_bundle, load
-from splitgym.policy.find import locate
 from splitgym.schedulers import Residual
-from splitgym.schedulers.index import HINGES, Index
-from splitgym.schedulers.residual import NETWORK_AT, index_weights, layout, pack, unpack
 
 Floats = NDArray[np.float64]
 
@@ -38,7 +36,10 @@ _NOISE, _SCENARIOS, _FIRST = range(3)
 class Evolved:
     """What a run folder saves of a search: it looks like a model of stable-baselines3."""
 
-    def __init__(self, weights: Floats, search: Mapping[str, Floats], num_timesteps: int) -> None:
+    def __init__(
+        self, space: Space, weights: Floats, search: Mapping[str, Floats], num_timesteps: int
+    ) -> None:
+        self.space = space
         self.weights = weights
         self.search = search
         self.num_timesteps = num_timesteps
@@ -47,11 +48,15 @@ class Evolved:
         """Write the arrays."""
         remembered = {f"search.{name}": array for name, array in self.search.items()}
         with path.open("wb") as file:
-            np.savez(file, **unpack(self.weights), **remembered)  # type: ignore[arg-type]
+            np.savez(file, **self.space.unpack(self.weights), **remembered)  # type: ignore[arg-type]
 
 
-def read_arrays(path: Path) -> tuple[Floats, dict[str, Floats]]:
+def read_arrays(path: Path, space: Space) -> tuple[Floats, dict[str, Floats]]:
     """The flat weight vector of a saved search, and what the search remembers.
+
+    Args:
+        path: of a `model.zip`.
+        space: what was searched.
 
     Raises:
         ConfigError: the file is no such model.
@@ -59,36 +64,25 @@ def read_arrays(path: Path) -> tuple[Floats, dict[str, Floats]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name], np.float64) for name in file.files}
-        weights = pack({name: arrays[name] for name in layout()})
+        weights = space.pack(arrays)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{path}: no weights of an evolved agent ({error})") from None
     prefix = "search."
     return weights, {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
 
 
-def make_search(config: RunConfig) -> Search:
-    """A fresh search."""
+def make_search(config: RunConfig) -> tuple[Space, Search]:
+    """What is searched, and a fresh search."""
     evolution = config.evolution
-    start = None if evolution.start is None else _start(evolution.start)
+    routing, sizing = (None, None) if evolution.start is None else evolved_pair(evolution.start)
+    if evolution.start_sizing is not None:
+        sizing = evolved_pair(evolution.start_sizing)[1]
+    space = space_of(config)
+    first = space.first(np.random.default_rng([config.seed, 0, _FIRST]), (routing, sizing))
+    space = space.fitted(first)
     if config.algo == "cem":
-        return CrossEntropy(evolution, index_weights() if start is None else start)
-    if start is None:
-        start = first_weights(evolution.hidden, np.random.default_rng([config.seed, 0, _FIRST]))
-    return EvolutionStrategies(evolution, start, len(unpack(start)["input_bias"]))
-
-
-def _start(text: str) -> Floats:
-    """Weights of a run folder, or of a bundle of the residual or the index."""
-    if not is_bundle(text):
-        return read_arrays(newest_model(RunFolder(text)))[0]
-    routing = getattr(load(locate(text)), "routing", None)
-    if isinstance(routing, Residual):
-        return np.array(routing.params)
-    if not isinstance(routing, Index):
-        raise ConfigError(f"evolution.start: {text} is no bundle of the residual or the index")
-    weights = index_weights()
-    weights[:NETWORK_AT] = [*routing.params, *HINGES]
-    return weights
+        return space, CrossEntropy(evolution, space, first)
+    return space, EvolutionStrategies(evolution, space, first)
 
 
 def newest_model(folder: RunFolder, which: str = "best") -> Path:
@@ -106,36 +100,58 @@ def newest_model(folder: RunFolder, which: str = "best") -> Path:
     raise ConfigError(f"{folder.path} holds no model yet: train for at least one checkpoint")
 
 
-def load_residual(run: str | Path, which: str = "best", name: str = "") -> Residual:
-    """The scheduler of an `es` or `cem` run. It decides on clusters of any size.
+def load_evolved(run: str | Path, which: str = "best", name: str = "") -> Pair:
+    """The schedulers of an `es` or `cem` run: who routes, who resizes; None for what it does not decide.
 
     Raises:
         ConfigError: no such run, or nothing was saved in it.
     """
     folder = RunFolder(run)
     folder.require()
-    weights, _ = read_arrays(newest_model(folder, which))
-    return Residual(weights=tuple(weights.tolist()), label=name or folder.path.name)
+    config = load_yaml(RunConfig, folder.config_file)
+    if config.algo not in EVOLVED:
+        raise ConfigError(f"{folder.path} is a run of {config.algo}: only schedulers can be built on here")
+    space = space_of(config)
+    weights, _ = read_arrays(newest_model(folder, which), space)
+    return space.schedulers(weights, name or folder.path.name)
+
+
+def load_residual(run: str | Path, which: str = "best", name: str = "") -> Residual:
+    """The routing scheduler of an `es` or `cem` run. It decides on clusters of any size.
+
+    Raises:
+        ConfigError: no such run, nothing was saved in it, or it only resizes.
+    """
+    routing, _ = load_evolved(run, which, name)
+    if not isinstance(routing, Residual):
+        raise ConfigError(f"{run} only resizes pools")
+    return routing
 
 
 class Judge:
-    """Metrics of a flat weight vector on the fixed validation scenarios, beside the tuned index's."""
+    """Metrics of a flat weight vector on the fixed validation scenarios, beside the heuristic's."""
 
-    def __init__(self, config: RunConfig, threads: Executor) -> None:
-        self._weight = config.evolution.tail_weight
+    def __init__(self, config: RunConfig, space: Space, threads: Executor) -> None:
+        self._config = config
+        self._space = space
         self._threads = threads
         self._scenarios = scenarios.judged(config)
-        self._index = scenarios.score([index_weights()], self._scenarios, threads)
+        self._plain = self._score(space.plain())
+
+    def _score(self, weights: Floats) -> scenarios.Scores:
+        router = self._config.environment.router
+        return scenarios.score([weights], self._space, self._scenarios, self._threads, router)
 
     def __call__(self, weights: Floats) -> dict[str, float]:
-        found = scenarios.score([weights], self._scenarios, self._threads)
+        found = self._score(weights)
+        than = self._space.baseline
         metrics = {
             "goodput": float(np.nanmean(found.goodput)),
-            "fitness": float(found.fitness(self._weight)[0]),
+            "fitness": float(found.fitness(self._config.evolution.tail_weight)[0]),
             "tail": float(np.nanmean(found.tail)),
             "ttft_slowdown_p99": float(np.nanmean(found.ttft_p99)),
-            "over_index": float(np.nanmean(found.goodput - self._index.goodput)),
-            "tail_over_index": float(np.nanmean(found.tail - self._index.tail)),
+            f"over_{than}": float(np.nanmean(found.goodput - self._plain.goodput)),
+            f"tail_over_{than}": float(np.nanmean(found.tail - self._plain.tail)),
         }
         loads = np.array([f"{s.workload.base_name}" for s in self._scenarios])
         for name in dict.fromkeys(loads.tolist()):
@@ -149,7 +165,7 @@ class EvolutionRun:
     def __init__(self, config: RunConfig, run: RunFolder, show: bool) -> None:
         self.config, self.run = config, run
         self.interrupted = False  # set by `Signals`
-        self.search = make_search(config)
+        self.space, self.search = make_search(config)
         self.generation = 0
         self.evaluated_at = self.saved_at = -1
         self._restore()
@@ -169,7 +185,7 @@ class EvolutionRun:
         self.run.rewind_evaluations(-1 if checkpoint is None else int(checkpoint.name.split("-")[1]))
         if checkpoint is None:
             return
-        _, self.search.arrays = read_arrays(checkpoint / MODEL)
+        _, self.search.arrays = read_arrays(checkpoint / MODEL, self.space)
         self.generation = self.saved_at = int(checkpoint.name.split("-")[1])
         rows = self.run.evaluations()
         self.evaluated_at = int(rows[-1]["steps"]) if rows else -1
@@ -180,7 +196,7 @@ class EvolutionRun:
         threads = self.config.evolution.threads or os.cpu_count() or 1
         with ThreadPoolExecutor(threads) as pool, self._bar:
             row = self._bar.add_task("", total=total, completed=self.generation, speed=0.0, goodput="-")
-            judge = Judge(self.config, pool)
+            judge = Judge(self.config, self.space, pool)
             while not self.interrupted:
                 goodput = self._housekeeping(judge)
                 if goodput is not None:
@@ -201,7 +217,7 @@ class EvolutionRun:
         started = time.perf_counter()
         drawn = scenarios.draw(config, np.random.default_rng([*seed, _SCENARIOS]))
         candidates = self.search.ask(np.random.default_rng([*seed, _NOISE]))
-        scores = scenarios.score(candidates, drawn, pool)
+        scores = scenarios.score(candidates, self.space, drawn, pool, config.environment.router)
         fitness = scores.fitness(config.evolution.tail_weight)
         self.search.tell(fitness, self.generation / config.steps)
         self.generation += 1
@@ -234,7 +250,7 @@ class EvolutionRun:
         metrics = judge(self.search.result())
         for name, value in metrics.items():
             self._logger.record(f"eval/{name}", value)
-        for name, part in unpack(self.search.result()).items():
+        for name, part in self.space.unpack(self.search.result()).items():
             self._logger.record(f"weights/{name}", float(np.sqrt(np.mean(part**2))) if part.size else 0.0)
         self._logger.dump(self.generation)
         rows: list[dict[str, Any]] = list(self.run.evaluations())
@@ -252,7 +268,7 @@ class EvolutionRun:
         self.run.set_progress(self.generation, self.config.steps, state)
 
     def _model(self) -> Evolved:
-        return Evolved(self.search.result(), self.search.arrays, self.generation)
+        return Evolved(self.space, self.search.result(), self.search.arrays, self.generation)
 
 
 def evolve(config: RunConfig, run: RunFolder, show: bool) -> EvolutionRun:

@@ -10,23 +10,23 @@ import numpy as np
 import torch as th
 from torch import nn
 
-from agents.config import RunConfig
+from agents.config import RunConfig, cluster_of
 from agents.distributions import MASKED
 from agents.evaluation import Agent, load_agent, load_config, machines_of
+from agents.evolution import load_evolved
 from agents.policies import PRIOR_COLUMNS, DecisionNet
+from agents.routers import compiled_router, spec_of
 from agents.runs import RunFolder
-from agents.task import cluster_of
 from splitgym.cluster import Cluster
 from splitgym.config import to_mapping
 from splitgym.envs.action import SizingActions
 from splitgym.errors import ConfigError
 from splitgym.observation import CLUSTER_FEATURES, MACHINE_FEATURES, Observation, Observer
-from splitgym.policy import Policy, export_heuristic, write_bundle
+from splitgym.policy import Policy, export_schedulers, write_bundle
 from splitgym.policy.choose import choose, choose_pair
 from splitgym.policy.golden import MARGIN, made_up_states, short
 from splitgym.policy.manifest import Action, Golden, Mlp, Onnx, Partner, SchedulerSpec, Scorer
 from splitgym.policy.save import check_free
-from splitgym.schedulers import Residual
 
 VECTORS = 16
 STATES = 200
@@ -54,8 +54,8 @@ def export_run(
     check_free(Path(folder))
     config = load_config(run)
     agent = load_agent(run, which)
-    if isinstance(agent, Residual):
-        return _export_residual(run, folder, which, name, onnx, config, agent)
+    if not isinstance(agent, Agent):
+        return _export_evolved(run, folder, which, name, onnx, config)
     net = agent.model.q_net if hasattr(agent.model, "q_net") else agent.model.policy.decision_net
     any_number = isinstance(net, DecisionNet)
     made: Any
@@ -92,27 +92,27 @@ def export_run(
     )
 
 
-def _export_residual(
-    run: str | Path,
-    folder: str | Path,
-    which: str,
-    name: str,
-    onnx: bool,
-    config: RunConfig,
-    agent: Residual,
+def _export_evolved(
+    run: str | Path, folder: str | Path, which: str, name: str, onnx: bool, config: RunConfig
 ) -> Policy:
-    """A run of `es` or `cem` is a scheduler with weights."""
+    """A run of `es` or `cem` is a scheduler with weights, or two."""
     if onnx:
         raise ConfigError(
             f"{run}: {config.algo} trains no network of its own to write as ONNX; leave out --onnx"
         )
-    return export_heuristic(
-        Residual.registered,
+    routing, sizing = load_evolved(run, which)
+    about: dict[str, Any] = {}
+    if routing is None:
+        about["partner"] = spec_of(compiled_router(config.environment.router))
+    return export_schedulers(
+        routing,
+        sizing,
         folder,
         name=name or Path(run).resolve().name,
-        weights={"weights": agent.params},
+        confine=cluster_of(config).confine and config.env != "routing",
         training=_training(config, RunFolder(run), which),
         metrics=_metrics(RunFolder(run), which),
+        **about,
     )
 
 
@@ -121,7 +121,7 @@ def _partner(config: RunConfig) -> Partner:
     if config.env == "routing":
         return Partner(sizing=SchedulerSpec("static"))
     if config.env == "pool_sizing":
-        return Partner(routing=SchedulerSpec(config.environment.router))
+        return Partner(routing=spec_of(compiled_router(config.environment.router)))
     return Partner()
 
 

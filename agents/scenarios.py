@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.config import RunConfig
+from agents.config import RunConfig, cluster_of
+from agents.routers import compiled_router
+from agents.spaces import Pair, Space
 from splitgym import schedulers
 from splitgym.cluster import Cluster
-from splitgym.config import ClusterConfig, make, parse_machines
+from splitgym.config import ClusterConfig, parse_machines
 from splitgym.errors import ConfigError, TraceError
 from splitgym.evaluation.saturate import known_or_measured
 from splitgym.evaluation.workloads import Workload, find, parse
 from splitgym.metrics import RequestTable, request_table
-from splitgym.schedulers import Residual
 from splitgym.sim import make_engine
 from splitgym.trace import Trace, stretch_outputs
 
@@ -103,13 +104,18 @@ def judged(config: RunConfig, part: str = "validation") -> list[Scenario]:
         ConfigError: none of them has a window.
     """
     evolution = config.evolution
-    if evolution.clusters == "own":
-        clusters = [_resolved(config.cluster)]
-    else:
-        clusters = [named(evolution.models[0], text) for text in evolution.clusters_judged]
+    own = cluster_of(config)
+    bare = [own]
+    if evolution.clusters == "many":
+        bare = [
+            replace(own, model=evolution.models[0], machines=parse_machines(text))
+            for text in evolution.clusters_judged
+        ]
+    delays = dict.fromkeys(evolution.switch_delays_s or (own.switch_delay_s,))
+    clusters = [resolved(replace(cluster, switch_delay_s=delay)) for cluster in bare for delay in delays]
     found = []
     for cluster in clusters:
-        for text in evolution.workloads:
+        for text in dict.fromkeys(evolution.workloads):
             for load in evolution.loads_judged:
                 for seed in range(config.evaluation.windows):
                     try:
@@ -121,33 +127,47 @@ def judged(config: RunConfig, part: str = "validation") -> list[Scenario]:
     return found
 
 
-@cache
-def named(model: str, machines: str) -> Cluster:
-    """A cluster by model and machines in short, resolved once."""
-    return Cluster.resolve(make(ClusterConfig, model=model, machines=parse_machines(machines)))
+_RESOLVED: dict[str, Cluster] = {}
 
 
-_OWN: dict[str, Cluster] = {}
-
-
-def _resolved(config: ClusterConfig) -> Cluster:
+def resolved(config: ClusterConfig) -> Cluster:
+    """A cluster, resolved once."""
     key = repr(config)
-    if key not in _OWN:
-        _OWN[key] = Cluster.resolve(config)
-    return _OWN[key]
+    if key not in _RESOLVED:
+        _RESOLVED[key] = Cluster.resolve(config)
+    return _RESOLVED[key]
 
 
 def draw_cluster(config: RunConfig, rng: np.random.Generator) -> Cluster:
     """Machines as `evolution` says, or the run's own."""
-    evolution = config.evolution
-    if evolution.clusters == "own":
-        return _resolved(config.cluster)
-    model = str(rng.choice(evolution.models))
-    low, high = evolution.machines
-    size = int(rng.integers(low, high + 1))
-    h100 = int(rng.integers(1, size)) if size > 1 and rng.random() < evolution.mixed else size
-    text = f"h100-80gb:{h100}M" + (f"+a100-80gb:{size - h100}M" if h100 < size else "")
-    return named(model, text)
+    evolution, own = config.evolution, cluster_of(config)
+    if evolution.clusters == "many":
+        model = str(rng.choice(evolution.models))
+        low, high = evolution.machines
+        size = int(rng.integers(low, high + 1))
+        h100 = int(rng.integers(1, size)) if size > 1 and rng.random() < evolution.mixed else size
+        counts = {"h100-80gb": h100, "a100-80gb": size - h100}
+        pools = {name: f"{count}M" for name, count in counts.items() if count}
+        if config.env != "routing":
+            pools = _split(counts, rng)
+        machines = parse_machines("+".join(f"{name}:{text}" for name, text in pools.items()))
+        own = replace(own, model=model, machines=machines)
+    if evolution.switch_delays_s:
+        own = replace(own, switch_delay_s=float(rng.choice(evolution.switch_delays_s)))
+    return resolved(own)
+
+
+def _split(counts: dict[str, int], rng: np.random.Generator) -> dict[str, str]:
+    """Pools to begin with: a random third to three quarters of the machines for prompts, at least one."""
+    kinds = [name for name, count in counts.items() for _ in range(count)]
+    wanted = round(len(kinds) * float(rng.uniform(1 / 3, 3 / 4)))
+    prompts = rng.permutation(len(kinds))[: min(len(kinds) - 1, max(1, wanted))]
+    of_prompts = [kinds[i] for i in prompts]
+    return {
+        name: f"{of_prompts.count(name)}P{count - of_prompts.count(name)}T"
+        for name, count in counts.items()
+        if count
+    }
 
 
 _find = cache(find)
@@ -173,10 +193,10 @@ def tail(table: RequestTable) -> float:
     return float(np.log(np.maximum(slow, TAIL_FROM) / TAIL_FROM).mean())
 
 
-def run(scheduler: schedulers.CompiledRouting, scenario: Scenario) -> tuple[float, float, float]:
-    """Goodput, tail and TTFT p99 of one scheduler on one scenario."""
+def run(candidate: Pair, scenario: Scenario) -> tuple[float, float, float]:
+    """Goodput, tail and TTFT p99 of a router and a sizer on one scenario."""
     cluster, workload = scenario.cluster, scenario.workload
-    engine = make_engine(cluster, scheduler, schedulers.sizing("static"), engine="compiled")
+    engine = make_engine(cluster, *candidate, engine="compiled")
     engine.reset(scenario.trace, 0)
     engine.run_until_decision()
     slo = cluster.config.slo
@@ -196,16 +216,30 @@ def measures(table: RequestTable) -> tuple[float, float, float]:
     return float(table.good.mean()), tail(table), float(np.percentile(table.ttft_slowdown, 99))
 
 
-def score(candidates: Sequence[Floats], scenarios: Sequence[Scenario], threads: Executor) -> Scores:
+def score(
+    candidates: Sequence[Floats],
+    space: Space,
+    scenarios: Sequence[Scenario],
+    threads: Executor,
+    router: str = "index-tuned",
+) -> Scores:
     """Every candidate on every scenario.
 
     Args:
-        candidates: flat weight vectors of `splitgym.schedulers.residual`.
+        candidates: flat weight vectors.
+        space: what they mean.
         scenarios: S of them.
         threads: to run in; the compiled engine releases Python's lock.
+        router: who routes where the candidates only resize, see `agents.routers`.
     """
-    routers = [Residual(weights=tuple(weights.tolist())) for weights in candidates]
-    pairs = [(router, scenario) for router in routers for scenario in scenarios]
-    rows = np.array(list(threads.map(lambda pair: run(*pair), pairs)))
-    goodput, tails, p99 = rows.reshape(len(routers), len(scenarios), 3).transpose(2, 0, 1)
+    static = schedulers.sizing("static")
+
+    def one(task: tuple[Floats, Scenario]) -> tuple[float, float, float]:
+        # Schedulers remember things within a run, so each run has its own.
+        routing, sizing = space.schedulers(task[0], "candidate")
+        return run((routing or compiled_router(router), sizing or static), task[1])
+
+    tasks = [(weights, scenario) for weights in candidates for scenario in scenarios]
+    rows = np.array(list(threads.map(one, tasks)))
+    goodput, tails, p99 = rows.reshape(len(candidates), len(scenarios), 3).transpose(2, 0, 1)
     return Scores(goodput, tails, p99)

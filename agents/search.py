@@ -1,8 +1,8 @@
-"""Two searches over the weights of the index and its residual: evolution strategies and cross-entropy.
+"""Two searches over the weights of a scheduler: evolution strategies and cross-entropy.
 
-Both search a vector `theta`: logarithms of the index's weights (all positive), its hinges, then the network's
-weights as they are. A generation asks for candidates and is told their fitness; everything that a search
-remembers is in `arrays`, so that a run can go on.
+Both search a vector `theta`: logarithms of the constants that are positive, the others and the networks'
+weights as they are (`agents.spaces`). A generation asks for candidates and is told their fitness; everything
+that a search remembers is in `arrays`, so that a run can go on.
 """
 
 from typing import Protocol
@@ -11,28 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.config import EvolutionConfig
-from splitgym.schedulers.index import NUM_WEIGHTS
-from splitgym.schedulers.residual import NETWORK_AT, index_weights, layout, size, unpack
+from agents.spaces import Space, to_theta, to_weights
 
 Floats = NDArray[np.float64]
 
-SIGMA = {
-    "index": 0.12,
-    "hinges": 0.05,
-    "input_weights": 0.06,
-    "input_bias": 0.06,
-    "output_weights": 0.05,
-    "output_bias": 0.05,
-}
-"""ES: noise by part; the hinges' slopes, which are about 5, have `SLOPE_SIGMA`."""
-SLOPE_SIGMA = 0.15
-INPUT_SCALE, BIAS_SCALE = 0.35, 0.3
-"""Standard deviations of the network's first input weights and biases; its output weights begin at 0."""
 BETAS = (0.9, 0.99)
 
-CEM_INDEX_STD, CEM_HINGE_STD = 0.5, (1.0, 0.1, 1.0, 0.1)
 CEM_LEAST = 0.05
-"""CEM: standard deviations at the start, and the share of them below which they do not fall."""
+"""CEM: the share of its first standard deviations below which they do not fall."""
 
 
 class Search(Protocol):
@@ -48,39 +34,6 @@ class Search(Protocol):
 
     def result(self) -> Floats:
         """The flat weight vector that the search stands for now."""
-
-
-def to_theta(weights: Floats) -> Floats:
-    """From a flat weight vector to what is searched."""
-    theta = np.array(weights, np.float64)
-    theta[:NUM_WEIGHTS] = np.log(np.maximum(theta[:NUM_WEIGHTS], 1e-3))
-    return theta
-
-
-def to_weights(theta: Floats) -> Floats:
-    """Undoes `to_theta`."""
-    weights = theta.copy()
-    weights[:NUM_WEIGHTS] = np.exp(theta[:NUM_WEIGHTS])
-    return weights
-
-
-def first_weights(hidden: int, rng: np.random.Generator) -> Floats:
-    """Where ES begins: exactly the tuned index, with a random first layer that is not listened to yet."""
-    weights = index_weights(hidden=hidden)
-    parts = unpack(weights)
-    parts["input_weights"][:] = rng.normal(0, INPUT_SCALE, parts["input_weights"].shape)
-    parts["input_bias"][:] = rng.normal(0, BIAS_SCALE, parts["input_bias"].shape)
-    return weights
-
-
-def sigma(hidden: int) -> Floats:
-    """ES: standard deviation of the noise, element by element of `theta`."""
-    found = np.zeros(size(hidden))
-    parts = unpack(found)
-    for name in layout(hidden):
-        parts[name][:] = SIGMA[name]
-    parts["hinges"][[0, 2]] = SLOPE_SIGMA
-    return found
 
 
 def linear_ranks(fitness: Floats) -> Floats:
@@ -100,10 +53,11 @@ class EvolutionStrategies:
     Source: Salimans et al., "Evolution strategies as a scalable alternative to reinforcement learning", 2017.
     """
 
-    def __init__(self, config: EvolutionConfig, weights: Floats, hidden: int) -> None:
-        theta = to_theta(weights)
+    def __init__(self, config: EvolutionConfig, space: Space, weights: Floats) -> None:
+        theta = to_theta(space, weights)
         self._config = config
-        self._sigma = sigma(hidden)
+        self._space = space
+        self._sigma = space.sigma()
         self.arrays: dict[str, Floats] = {
             "theta": theta,
             "average": theta.copy(),
@@ -117,7 +71,8 @@ class EvolutionStrategies:
         """See `Search`."""
         half = rng.standard_normal((self._config.pairs, len(self._sigma)))
         self._noise = np.concatenate([half, -half])
-        return [to_weights(self.arrays["theta"] + self._sigma * noise) for noise in self._noise]
+        theta = self.arrays["theta"]
+        return [to_weights(self._space, theta + self._sigma * noise) for noise in self._noise]
 
     def tell(self, fitness: Floats, progress: float) -> None:
         """See `Search`."""
@@ -137,28 +92,36 @@ class EvolutionStrategies:
 
     def result(self) -> Floats:
         """See `Search`."""
-        return to_weights(self.arrays["average"])
+        return to_weights(self._space, self.arrays["average"])
 
 
 class CrossEntropy:
-    """The cross-entropy method over the index's weights and hinges; there is no network.
+    """The cross-entropy method over the constants of the index or of a sizing rule; no network is searched.
 
     Source: Rubinstein and Kroese, "The cross-entropy method", 2004.
     """
 
-    def __init__(self, config: EvolutionConfig, weights: Floats) -> None:
+    def __init__(self, config: EvolutionConfig, space: Space, weights: Floats) -> None:
         self._config = config
-        self._rest = np.array(weights[NETWORK_AT:], np.float64)
-        self._first = np.concatenate([np.full(NUM_WEIGHTS, CEM_INDEX_STD), CEM_HINGE_STD])
-        self.arrays: dict[str, Floats] = {"mean": to_theta(weights)[:NETWORK_AT], "std": self._first.copy()}
-        self._asked: Floats = np.zeros((0, NETWORK_AT))
+        self._space = space
+        self._theta = to_theta(space, weights)
+        first = space.cem_std()
+        self._searched = np.flatnonzero(first)
+        self._first = first[self._searched]
+        self.arrays: dict[str, Floats] = {"mean": self._theta[self._searched], "std": self._first.copy()}
+        self._asked: Floats = np.zeros((0, len(self._searched)))
+
+    def _weights(self, searched: Floats) -> Floats:
+        theta = self._theta.copy()
+        theta[self._searched] = searched
+        return to_weights(self._space, theta)
 
     def ask(self, rng: np.random.Generator) -> list[Floats]:
         """See `Search`. The first candidate is the mean itself."""
-        noise = rng.standard_normal((self._config.population, NETWORK_AT))
+        noise = rng.standard_normal((self._config.population, len(self._searched)))
         noise[0] = 0
         self._asked = self.arrays["mean"] + self.arrays["std"] * noise
-        return [to_weights(np.concatenate([theta, self._rest])) for theta in self._asked]
+        return [self._weights(searched) for searched in self._asked]
 
     def tell(self, fitness: Floats, progress: float) -> None:
         """See `Search`."""
@@ -171,4 +134,4 @@ class CrossEntropy:
 
     def result(self) -> Floats:
         """See `Search`."""
-        return to_weights(np.concatenate([self.arrays["mean"], self._rest]))
+        return self._weights(self.arrays["mean"])

@@ -1,15 +1,16 @@
 """The real task: splitgym's environments, a scheduler as teacher, `splitgym.evaluation` as judge."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from agents.config import RunConfig, rates
+from agents.config import RunConfig, cluster_of, rates
 from agents.evaluation import Agent, contender, machines_of, make_codec
 from agents.priors import find_prior
+from agents.routers import compiled_router
 from agents.teachers import SchedulerTeacher, find_scheduler
 from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig
@@ -33,14 +34,6 @@ POOL_FIELDS = (
     "in_system",
 )
 KEPT = ("goodput", "slos_held", "energy_per_request_j", "utilisation")
-
-
-def cluster_of(config: RunConfig) -> ClusterConfig:
-    """The run's cluster with its confinement: the environment's option, its default, or the cluster's own."""
-    confine = config.environment.confine
-    if confine is None:
-        confine = config.cluster.confine or config.env != "routing"
-    return replace(config.cluster, confine=confine)
 
 
 def env_options(config: RunConfig, cluster: ClusterConfig | None = None) -> dict[str, Any]:
@@ -69,7 +62,7 @@ def env_options(config: RunConfig, cluster: ClusterConfig | None = None) -> dict
     else:
         options["max_moves"] = env.max_moves
     if config.env == "pool_sizing":
-        options["routing"] = env.router
+        options["routing"] = compiled_router(env.router)
     return options
 
 

@@ -12,13 +12,15 @@ from agents import evolution, scenarios  # noqa: E402
 from agents.cli import contender as by_command_line  # noqa: E402
 from agents.config import EvolutionConfig, resolve  # noqa: E402
 from agents.evaluation import load_agent  # noqa: E402
+from agents.routers import compiled_router  # noqa: E402
 from agents.runs import RunFolder  # noqa: E402
-from agents.search import (  # noqa: E402
-    CrossEntropy,
-    EvolutionStrategies,
-    first_weights,
-    linear_ranks,
-    sigma,
+from agents.search import CrossEntropy, EvolutionStrategies, linear_ranks  # noqa: E402
+from agents.spaces import (  # noqa: E402
+    JointSpace,
+    RoutingSpace,
+    RuleSpace,
+    SizingSpace,
+    space_of,
     to_theta,
     to_weights,
 )
@@ -27,8 +29,8 @@ from splitgym.config import ClusterConfig, parse_machines  # noqa: E402
 from splitgym.errors import ConfigError  # noqa: E402
 from splitgym.evaluation import evaluate  # noqa: E402
 from splitgym.metrics import RequestTable  # noqa: E402
-from splitgym.schedulers import Residual, routing  # noqa: E402
-from splitgym.schedulers.residual import index_weights, size, unpack  # noqa: E402
+from splitgym.schedulers import Residual, SizingNet, routing, sizing  # noqa: E402
+from splitgym.schedulers.residual import index_weights, size  # noqa: E402
 
 TINY = {
     "steps": 4,
@@ -58,7 +60,7 @@ def config(algo="es", **over):
 
 
 def arrays(path):
-    return evolution.read_arrays(path / "model.zip")
+    return evolution.read_arrays(path / "model.zip", RoutingSpace(3))
 
 
 def test_ranks_are_linear_and_fair():
@@ -66,37 +68,78 @@ def test_ranks_are_linear_and_fair():
     np.testing.assert_array_equal(linear_ranks(np.array([1.0, 1.0, 0.0])), [0.25, 0.25, -0.5])
 
 
-def test_weights_and_theta():
-    weights = first_weights(4, np.random.default_rng(0))
-    np.testing.assert_allclose(to_weights(to_theta(weights)), weights, rtol=1e-12)
-    assert sigma(4).shape == weights.shape and (sigma(4) > 0).all()
-    assert not unpack(weights)["output_weights"].any()
+SPACES = (
+    RoutingSpace(4),
+    SizingSpace(5),
+    RuleSpace("reactive"),
+    RuleSpace("ewma"),
+    JointSpace(RoutingSpace(4), SizingSpace(5)),
+)
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_weights_and_theta(space):
+    weights = space.first(np.random.default_rng(0), (None, None))
+    np.testing.assert_allclose(to_weights(space, to_theta(space, weights)), weights, rtol=1e-12)
+    for numbers in (space.sigma(), space.cem_std(), space.logs()):
+        assert numbers.shape == weights.shape
+    assert (space.sigma() > 0).all() and (space.cem_std() > 0).any()
+    assert (weights[space.logs()] > 0).all()
+    parts = space.unpack(weights)
+    assert not any(part.any() for name, part in parts.items() if name.endswith("output_weights"))
+    np.testing.assert_array_equal(space.pack(parts), weights)
+    routing, sizing = space.schedulers(weights, "made")
+    assert (routing is not None) == (not isinstance(space, (SizingSpace, RuleSpace)))
+    assert (sizing is not None) == (not isinstance(space, RoutingSpace))
+
+
+def test_a_search_begins_at_what_was_tuned_before():
+    rng = np.random.default_rng(0)
+    tuned = sizing("reactive", token_high=1.5, cool_down_s=3.0)
+    first = SizingSpace(4).first(rng, (None, tuned))
+    made = SizingSpace(4).unpack(first)
+    assert made["rule"][2] == 1.5 and made["rule"][4] == 3.0 and made["input_weights"].any()
+    grown = SizingNet(weights=tuple((first + 0.1).tolist()))
+    np.testing.assert_array_equal(SizingSpace(9).first(rng, (None, grown)), grown.params)
+    assert SizingSpace(9).fitted(grown.params) == SizingSpace(4)
+    np.testing.assert_array_equal(RuleSpace("reactive").first(rng, (None, tuned))[[2, 4]], [1.5, 3.0])
+    joint = JointSpace(RoutingSpace(2), SizingSpace(4))
+    both = joint.first(rng, (Residual(weights=tuple(index_weights(hidden=2).tolist())), grown))
+    assert joint.schedulers(both, "x")[1].weights == grown.weights
+    with pytest.raises(ConfigError, match="other widths"):
+        JointSpace(RoutingSpace(2), SizingSpace(5)).fitted(both)
+
+
+SPACE = RoutingSpace(0)
 
 
 def climb(search, target, steps=60):
     """Fitness is closeness to a target in units of the noise."""
     rng = np.random.default_rng(1)
     scale = np.ones(len(target))
-    scale[:14] = sigma(0)[:14]
+    scale[:14] = SPACE.sigma()[:14]
     for step in range(steps):
         candidates = search.ask(rng)
-        distance = [np.abs((to_theta(c)[:14] - target[:14]) / scale[:14]).sum() for c in candidates]
+        distance = [np.abs((to_theta(SPACE, c) - target) / scale).sum() for c in candidates]
         search.tell(-np.array(distance), step / steps)
-    return np.abs((to_theta(search.result())[:14] - target[:14]) / scale[:14]).sum()
+    return np.abs((to_theta(SPACE, search.result()) - target) / scale).sum()
 
 
 @pytest.mark.parametrize("algo", ["es", "cem"])
 def test_searches_climb(algo):
     start = index_weights()
-    target = to_theta(start) + 3 * sigma(0) * np.resize([1, -1], size(0))
+    target = to_theta(SPACE, start)
+    target[:14] += 3 * SPACE.sigma()[:14] * np.resize([1, -1], 14)
     options = EvolutionConfig(average=0.2)
-    search = EvolutionStrategies(options, start, 0) if algo == "es" else CrossEntropy(options, start)
+    search = (EvolutionStrategies if algo == "es" else CrossEntropy)(options, SPACE, start)
     assert climb(search, target) < 0.5 * 3 * 14
 
 
 def test_es_candidates_are_mirrored():
-    search = EvolutionStrategies(EvolutionConfig(pairs=3), first_weights(2, np.random.default_rng(0)), 2)
-    thetas = np.array([to_theta(c) for c in search.ask(np.random.default_rng(0))])
+    space = RoutingSpace(2)
+    first = space.first(np.random.default_rng(0), (None, None))
+    search = EvolutionStrategies(EvolutionConfig(pairs=3), space, first)
+    thetas = np.array([to_theta(space, c) for c in search.ask(np.random.default_rng(0))])
     np.testing.assert_allclose(
         thetas[:3] + thetas[3:], 2 * np.tile(search.arrays["theta"], (3, 1)), atol=1e-9
     )
@@ -133,7 +176,8 @@ def test_scores_are_those_of_evaluation():
     made = config()
     drawn = scenarios.judged(made)[0]
     with ThreadPoolExecutor(2) as pool:
-        scores = scenarios.score([index_weights(), index_weights("default")], [drawn], pool)
+        both = [index_weights(), index_weights("default")]
+        scores = scenarios.score(both, RoutingSpace(0), [drawn], pool)
     for row, name in enumerate(("index-tuned", "index")):
         results = evaluate([routing(name)], drawn.cluster, [drawn.workload], [0])
         assert scores.goodput[row, 0] == results.values("goodput", name)[0]
@@ -199,17 +243,78 @@ def test_a_run_becomes_a_bundle(tmp_path):
         export_run(tmp_path / "run", tmp_path / "other", onnx=True)
 
 
+POOLS = {
+    "machines": [3, 4],
+    "hidden_sizing": 3,
+    "workloads": ["poisson:azure-code-synth"],
+    "clusters_judged": ["h100-80gb:2P1T"],
+    "switch_delays_s": [0.0, 5.0],
+}
+
+
+def test_clusters_with_pools_are_drawn_confined_with_their_delays():
+    made = config(env="pool_sizing", evolution=POOLS | {"scenarios": 20, "mixed": 0.5})
+    drawn = [s.cluster.config for s in scenarios.draw(made, np.random.default_rng(0))]
+    pools = [[g.pool for g in c.machines for _ in range(g.count)] for c in drawn]
+    assert all({"prompt", "token"} == set(p) for p in pools)
+    assert all(c.confine for c in drawn) and {c.switch_delay_s for c in drawn} == {0.0, 5.0}
+    assert len({tuple(p) for p in pools}) > 2
+    assert {s.cluster.config.switch_delay_s for s in scenarios.judged(made)} == {0.0, 5.0}
+
+
+@pytest.mark.parametrize(("env", "algo"), [("pool_sizing", "es"), ("pool_sizing", "cem"), ("joint", "es")])
+def test_what_resizes_is_trained_resumed_evaluated_and_exported(tmp_path, env, algo):
+    """A run in one go and one that is cut off end alike; the bundle decides as the run's schedulers."""
+    from agents.export import export_run
+    from splitgym import policy
+
+    made = config(algo, env=env, steps=2, evolution=POOLS)
+    whole = train(made, tmp_path / "whole", show=False)
+    assert (whole.state, whole.steps) == ("finished", 2)
+    latest = tmp_path / "whole" / "checkpoints" / "step-000000000002"
+    space = evolution.make_search(made)[0]
+    weights, _ = evolution.read_arrays(latest / "model.zip", space)
+    assert not np.array_equal(weights, space.first(np.random.default_rng([0, 0, 2]), (None, None)))
+    folder = tmp_path / "cut"
+    train(made, folder, show=False)
+    newest = folder / "checkpoints" / "step-000000000002"
+    for file in newest.iterdir():
+        file.unlink()
+    newest.rmdir()
+    RunFolder(folder).set_progress(1, 2, "interrupted")
+    resume(folder, show=False)
+    again, _ = evolution.read_arrays(newest / "model.zip", space)
+    np.testing.assert_array_equal(weights, again)
+
+    cluster = ClusterConfig(model="llama2-70b", machines=parse_machines("h100-80gb:2P2T"))
+    entrant = by_command_line(str(tmp_path / "whole"), cluster)
+    assert entrant.cluster.confine
+    bundle = export_run(tmp_path / "whole", tmp_path / "bundle", name="grown")
+    assert bundle.manifest.action.kind == env and bundle.manifest.action.confine
+    same = policy.contender(tmp_path / "bundle", cluster, name="bundle")
+    results = evaluate([entrant, same], cluster, ["poisson:azure-code-synth@12"], [0])
+    ours, theirs = (results.select(name)[0] for name in results.policies)
+    assert ours.metrics == theirs.metrics
+    np.testing.assert_array_equal(ours.timeline, theirs.timeline)
+
+
 def test_a_search_starts_from_another(tmp_path):
     train(config(steps=1), tmp_path / "first", show=False)
     made = config(evolution={"start": str(tmp_path / "first")})
-    search = evolution.make_search(made)
+    _, search = evolution.make_search(made)
     best = arrays(tmp_path / "first" / "best")[0]
     np.testing.assert_allclose(search.result(), best, rtol=1e-12)
 
 
 def test_errors_come_before_the_run(tmp_path):
-    with pytest.raises(ConfigError, match="no hyperparameters for env 'pool_sizing'"):
-        resolve({**TINY, "algo": "es", "env": "pool_sizing"})
+    with pytest.raises(ConfigError, match="no hyperparameters for env 'joint' with algo 'cem'"):
+        resolve({**TINY, "algo": "cem", "env": "joint"})
+    with pytest.raises(ConfigError, match="rule ewma is for cem"):
+        space_of(config(env="pool_sizing", evolution={"rule": "ewma"}))
+    with pytest.raises(ConfigError, match="start_sizing is for env joint"):
+        config(evolution={"start_sizing": "runs/x"})
+    with pytest.raises(ConfigError, match="router 'nobody' is no scheduler"):
+        compiled_router("nobody")
     with pytest.raises(ConfigError, match=r"too short for all workloads"):
         long = {"workload": {"warmup_s": 2.0, "episode_s": 90_000.0}}
         only = {"workloads": ["stamps:azure-conv-synth"]}
@@ -219,4 +324,4 @@ def test_errors_come_before_the_run(tmp_path):
     assert not (tmp_path / "run").exists()
     (tmp_path / "model.zip").write_bytes(b"no zip")
     with pytest.raises(ConfigError, match="no weights of an evolved agent"):
-        evolution.read_arrays(tmp_path / "model.zip")
+        evolution.read_arrays(tmp_path / "model.zip", RoutingSpace(3))

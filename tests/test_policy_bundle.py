@@ -269,6 +269,76 @@ def test_a_learned_residual_is_a_bundle_with_its_weights_bit_for_bit(tmp_path):
         assert bundle.route(view, request) == own.route(view, request)
 
 
+def joint_bundle(folder, seed=0):
+    """A learned router and a learned sizer in one bundle."""
+    from splitgym import schedulers
+    from splitgym.schedulers import residual, sizing_net
+
+    random = np.random.default_rng(seed)
+    routing = schedulers.Residual(weights=tuple(random.normal(0, 1.0, residual.size(4)).tolist()))
+    weights = sizing_net.rule_weights(3)
+    weights[sizing_net.NETWORK_AT :] = random.normal(0, 1.0, len(weights) - sizing_net.NETWORK_AT)
+    sizing = schedulers.SizingNet(weights=tuple(weights.tolist()))
+    made = policy.export_schedulers(routing, sizing, folder, name="both", confine=True)
+    return made, routing, sizing
+
+
+def test_learned_routing_and_sizing_are_one_bundle(tmp_path):
+    bundle, routing, sizing = joint_bundle(tmp_path / "b")
+    assert (bundle.name, bundle.manifest.action.kind, bundle.manifest.action.confine) == (
+        "both",
+        "joint",
+        True,
+    )
+    np.testing.assert_array_equal(bundle.routing.params, routing.params)
+    np.testing.assert_array_equal(bundle.sizing.params, sizing.params)
+    moves = {vector["decision"] for vector in bundle.manifest.golden.vectors if vector["kind"] == "resize"}
+    assert len(moves) > 1  # vectors that ask for one and the same would check nothing
+    entrant = policy.contender(tmp_path / "b", SMALL)
+    assert entrant.cluster.confine and (entrant.routing, entrant.sizing) == (bundle.routing, bundle.sizing)
+    workload = evaluation.parse("poisson:azure-code-synth@6", duration_s=6.0, warmup_s=1.0)
+    own = evaluation.Contender("itself", routing, sizing, entrant.cluster)
+    results = evaluation.evaluate([entrant, own], SMALL, [workload], [0])
+    ours, theirs = (results.select(name)[0].metrics for name in results.policies)
+    assert ours == theirs
+
+
+def test_a_learned_sizer_brings_its_router(tmp_path):
+    from splitgym import schedulers
+
+    _, routing, sizing = joint_bundle(tmp_path / "b")
+    partner = policy.SchedulerSpec("residual", {"weights": list(routing.weights), "label": "own"})
+    made = policy.export_schedulers(None, sizing, tmp_path / "c", name="sizer", confine=True, partner=partner)
+    assert (made.routes, made.resizes) == (False, True)
+    entrant = policy.contender(tmp_path / "c", SMALL)
+    assert isinstance(entrant.routing, schedulers.Residual) and entrant.routing.weights == routing.weights
+    with pytest.raises(PolicyError, match="at least one"):
+        policy.export_schedulers(None, None, tmp_path / "d", name="nobody")
+
+
+def test_changed_sizing_weights_and_load_are_noticed(tmp_path):
+    bundle, _, _ = joint_bundle(tmp_path / "b")
+    folder = tmp_path / "b"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    arrays = dict(np.load(folder / "weights.npz"))
+    arrays["sizing.weights"] = -arrays["sizing.weights"]
+    arrays["sizing.weights"][:7] *= -1  # constants stay positive
+    np.savez(folder / "weights.npz", **arrays)
+    with pytest.raises(PolicyError, match="it was changed"):
+        policy.load(folder)
+    digest = hashlib.sha256((folder / "weights.npz").read_bytes()).hexdigest()
+    manifest["files"]["weights.npz"] = digest
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(PolicyError, match=r"golden vector \d+ fails: it decides"):
+        policy.load(folder)
+    resize = next(v for v in manifest["golden"]["vectors"] if v["kind"] == "resize")
+    resize["before"] = {"clock": [0]}
+    manifest["golden"]["vectors"] = [resize]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(PolicyError, match="before holds other fields than clock, counters"):
+        policy.load(folder)
+
+
 def test_bundles_travel_to_worker_processes(tmp_path, bundle):
     for folder in (bundle, tmp_path / "b"):
         if folder != bundle:

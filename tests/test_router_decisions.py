@@ -111,6 +111,26 @@ def test_servers_that_failed_a_request_are_left_out_while_there_are_others():
     assert found.route(10, None, 0) is None
 
 
+def test_a_learned_sizer_resizes_beside_any_router_and_confines_phases(tmp_path):
+    from splitgym.schedulers import sizing_net
+
+    weights = sizing_net.rule_weights(0, cool_down_s=6.0)
+    weights[-2] = 3.0  # towards the prompts, whatever comes
+    learned = schedulers.SizingNet(weights=tuple(weights.tolist()))
+    policy.export_schedulers(None, learned, tmp_path / "b", name="sizer", confine=True)
+    loaded = Deciders.load("index", str(tmp_path / "b"), None)
+    assert loaded.name == "index+sizer" and loaded.confine
+    assert not Deciders.load("index", str(tmp_path / "b"), False).confine
+    assert not Deciders.load("index", "ewma", None).confine
+    now = [0]
+    found = Decisions(PolicyConfig(), loaded, RouterState(tiny_cluster("PTT"), lambda: now[0], confine=True))
+    moved = []
+    for second in (10, 12, 17):
+        now[0] = second * 10**9
+        moved.append(found.resize())
+    assert moved == [1, 0, 1] and not found.sizing_fallbacks
+
+
 def test_sizing_fails_safely():
     assert decisions("fine")[0].resize() == 1
     for how, reason in (("error", "error"), ("outside", "not_allowed"), ("not_finite", "error")):

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from splitgym.errors import ConfigError
-from splitgym.schedulers import Residual
+from splitgym.policy import SchedulerSpec
+from splitgym.policy.named import make_sizing
+from splitgym.schedulers import CompiledRouting, CompiledSizing, Residual
 
 FOLDER = Path(__file__).parent / "weights"
 
@@ -32,6 +34,22 @@ def read(name: str) -> Residual | None:
         raise ConfigError(f"{path}: no kept weights ({error}); write it again from the run folder") from None
 
 
+def read_pair(name: str) -> tuple[CompiledRouting | None, CompiledSizing | None]:
+    """Kept weights as a router and a sizer; None for what the agent does not decide.
+
+    Raises:
+        ConfigError: see `read`.
+    """
+    path = FOLDER / f"{name}.json"
+    try:
+        sizing = json.loads(path.read_text()).get("sizing")
+        sizer = None if sizing is None else make_sizing(SchedulerSpec(sizing["name"], sizing["options"]))
+        routes = "weights" in json.loads(path.read_text())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: no kept weights ({error}); write it again from the run folder") from None
+    return (read(name) if routes else None), sizer
+
+
 def names(prefix: str) -> list[str]:
     """Kept weights whose name begins so, in order."""
     return sorted(path.stem for path in FOLDER.glob(f"{prefix}*.json"))
@@ -44,7 +62,8 @@ def keep(run: str | Path, name: str, command: str, which: str = "best") -> Path:
         ConfigError: no run of `es` or `cem`.
     """
     from agents.evaluation import load_config
-    from agents.evolution import load_residual
+    from agents.evolution import load_evolved
+    from agents.routers import spec_of
     from agents.runs import RunFolder
 
     config, folder = load_config(run), RunFolder(run)
@@ -58,8 +77,13 @@ def keep(run: str | Path, name: str, command: str, which: str = "best") -> Path:
         "validation": {
             key: round(float(judged[key]), 4) for key in ("goodput", "fitness", "tail", "ttft_slowdown_p99")
         },
-        "weights": [float(w) for w in load_residual(run, which).weights],
     }
+    routing, sizing = load_evolved(run, which)
+    if isinstance(routing, Residual):
+        found["weights"] = [float(w) for w in routing.weights]
+    if sizing is not None:
+        spec = spec_of(sizing)
+        found["sizing"] = {"name": spec.name, "options": spec.options}
     path = FOLDER / f"{name}.json"
     path.write_text(json.dumps(found, indent=0) + "\n")
     return path

@@ -9,7 +9,7 @@ See docs/policy-bundle.md for the format.
 
 from splitgym.policy.bundle import NetworkPolicy, Policy, SchedulerPolicy, load
 from splitgym.policy.find import bundled_names, complete, contender, is_bundle, locate
-from splitgym.policy.heuristics import export_heuristic
+from splitgym.policy.heuristics import export_heuristic, export_schedulers
 from splitgym.policy.manifest import FORMAT, Action, Manifest, Partner, SchedulerSpec
 from splitgym.policy.save import write_bundle
 
@@ -26,6 +26,7 @@ __all__ = [
     "complete",
     "contender",
     "export_heuristic",
+    "export_schedulers",
     "is_bundle",
     "load",
     "locate",

@@ -15,7 +15,7 @@ from splitgym.envs.action import SizingActions, next_allowed
 from splitgym.errors import PolicyError, SplitgymError
 from splitgym.observation import Observation, Observer, prior_weights
 from splitgym.policy.choose import choose, choose_pair
-from splitgym.policy.golden import SCORE_TOLERANCE, fill_view, read_request
+from splitgym.policy.golden import SCORE_TOLERANCE, after, fill_view, read_request
 from splitgym.policy.manifest import (
     MANIFEST,
     MAX_FILE_BYTES,
@@ -188,7 +188,7 @@ class SchedulerPolicy(Policy):
         if made.routing is not None:
             self.routing = make_routing(made.routing, arrays)
         if made.sizing is not None:
-            self.sizing = make_sizing(made.sizing)
+            self.sizing = make_sizing(made.sizing, arrays)
 
     def reset(self, view: ClusterView, seed: int) -> None:
         for scheduler in (self.routing, self.sizing):
@@ -213,6 +213,8 @@ class SchedulerPolicy(Policy):
         decision: Any
         if vector["kind"] == "route":
             decision = list(self.route(view, read_request(vector["request"])))
+        elif "before" in vector:
+            decision = after(self, view, vector["before"])
         else:
             decision = self.resize(view)
         if decision != vector["decision"]:

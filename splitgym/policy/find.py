@@ -55,8 +55,8 @@ def locate(text: str | Path) -> Path:
 def contender(text: str | Path, cluster: ClusterConfig, name: str = "") -> Contender:
     """The policy of a bundle, with the partner that completes it, to be compared on a cluster.
 
-    A network runs with its own confinement, as it learned. Built-in schedulers are taken out of the bundle,
-    so that they run inside the compiled engine.
+    A network runs with its own confinement, as it learned, and so does what learned confined. Built-in
+    schedulers are taken out of the bundle, so that they run inside the compiled engine.
 
     Raises:
         PolicyError: no bundle there, it is refused, or it knows fewer machines.
@@ -67,7 +67,7 @@ def contender(text: str | Path, cluster: ClusterConfig, name: str = "") -> Conte
         raise PolicyError(f"policy {text} knows {known} machines, the cluster has {cluster.num_machines}")
     routing, sizing = complete(policy)
     own = None
-    if isinstance(policy, NetworkPolicy):
+    if isinstance(policy, NetworkPolicy) or policy.manifest.action.confine:
         own = replace(cluster, confine=policy.manifest.action.confine)
     if isinstance(policy, SchedulerPolicy):
         routing, sizing = policy.routing or routing, policy.sizing or sizing

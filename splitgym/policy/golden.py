@@ -6,6 +6,9 @@ policy that decides otherwise here (a changed file, another BLAS, an edited sche
     observation vector   {"kind": "route" | "resize", "observation": {...}, "prompt_allowed": [...],
                           "token_allowed": [...] (or "sizes_allowed"), "scores": [...], "decision": ...}
     view vector          {"kind": ..., "view": {field: [...]}, "request": {...} | null, "decision": ...}
+
+A view vector of a resizing may hold "before", clock and counters at the scheduler's reset: what came since is
+the load that it tracks.
 """
 
 from collections.abc import Iterator
@@ -15,6 +18,7 @@ import numpy as np
 
 from splitgym.cluster import Cluster
 from splitgym.errors import PolicyError
+from splitgym.schedulers import SizingScheduler
 from splitgym.types import NS_PER_S, UNKNOWN, Pool, RequestInfo
 from splitgym.view import ClusterView
 
@@ -48,6 +52,8 @@ VIEW_FIELDS = (
     "counters",
 )
 """Fields of a view that change; the others are the cluster's."""
+BEFORE_FIELDS = ("clock", "counters")
+"""What a sizing scheduler counts from at its reset."""
 
 
 def made_up_states(cluster: Cluster, count: int, seed: int = 0) -> Iterator[tuple[ClusterView, RequestInfo]]:
@@ -121,6 +127,23 @@ def fill_view(view: ClusterView, data: dict[str, Any]) -> None:
         if given.shape != array.shape:
             raise PolicyError(f"a golden view's {name} has shape {given.shape}, expected {array.shape}")
         array[:] = given
+
+
+def after(scheduler: SizingScheduler, view: ClusterView, before: dict[str, list[float]]) -> int:
+    """What a sizing scheduler decides on a view, reset when clock and counters were those of `before`.
+
+    Raises:
+        PolicyError: other fields.
+    """
+    if not isinstance(before, dict) or set(before) != set(BEFORE_FIELDS):
+        raise PolicyError(f"a golden vector's before holds other fields than {', '.join(BEFORE_FIELDS)}")
+    now = {name: getattr(view, name).copy() for name in BEFORE_FIELDS}
+    for name, values in before.items():
+        getattr(view, name)[:] = values
+    scheduler.reset(view, 0)
+    for name, array in now.items():
+        getattr(view, name)[:] = array
+    return int(scheduler.resize(view))
 
 
 def dump_request(request: RequestInfo | None) -> dict[str, int] | None:

@@ -57,7 +57,8 @@ class Deciders:
         """
         who, size, digest, learned = _routing(routing)
         if sizing is not None:
-            size = _sizing(sizing)
+            size, keeps = _sizing(sizing)
+            learned = learned or keeps
         name = who.name if sizing is None else f"{who.name}+{size.name}"
         return cls(who, size, name, digest, learned if confine is None else confine)
 
@@ -90,13 +91,14 @@ def _routing(text: str) -> tuple[RoutingScheduler, SizingScheduler, str, bool]:
     return routing, sizing, loaded.sha256, loaded.manifest.action.confine
 
 
-def _sizing(text: str) -> SizingScheduler:
+def _sizing(text: str) -> tuple[SizingScheduler, bool]:
+    """Who resizes, and whether it learned with phases confined to their pools."""
     if text in schedulers.sizing_names() or not bundles.is_bundle(text):
-        return schedulers.sizing(text)
+        return schedulers.sizing(text), False
     loaded = bundles.load(bundles.locate(text))
     if not loaded.resizes:
         raise ConfigError(f"policy.sizing {text}: that bundle routes, it does not resize pools")
-    return loaded
+    return loaded, loaded.manifest.action.confine
 
 
 class Decisions:

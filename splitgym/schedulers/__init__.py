@@ -16,6 +16,7 @@ from splitgym.schedulers.index import Index
 from splitgym.schedulers.protocol import RoutingScheduler, SizingScheduler
 from splitgym.schedulers.residual import Residual
 from splitgym.schedulers.sizing import Ewma, Reactive, Static
+from splitgym.schedulers.sizing_net import SizingNet
 from splitgym.schedulers.splitwise import Splitwise
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "CompiledSizing",
     "Residual",
     "RoutingScheduler",
+    "SizingNet",
     "SizingScheduler",
     "routing",
     "routing_names",

@@ -17,7 +17,7 @@ from splitgym.view import ClusterView
 
 STATE_SIZE = 4
 """Length of a routing scheduler's `state`."""
-SIZING_STATE_SIZE = 8
+SIZING_STATE_SIZE = 18
 """Length of a sizing scheduler's `state`."""
 
 

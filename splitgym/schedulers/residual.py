@@ -10,7 +10,6 @@ hidden units make an index whose hinges are tuned too.
 Everything is estimated from the view. True output lengths are not in it.
 """
 
-import math
 from functools import cached_property
 from typing import Annotated
 
@@ -23,6 +22,7 @@ from splitgym.compile_cache import numba
 from splitgym.config import STRICT
 from splitgym.schedulers.builtin import CompiledRouting
 from splitgym.schedulers.choose import PAIR_ROWS
+from splitgym.schedulers.flat import length_of, pack_parts, unpack_parts
 from splitgym.schedulers.index import (
     HINGES,
     NUM_WEIGHTS,
@@ -56,7 +56,7 @@ def layout(hidden: int = HIDDEN) -> dict[str, tuple[int, ...]]:
 
 def size(hidden: int = HIDDEN) -> int:
     """Length of the flat vector."""
-    return sum(math.prod(shape) for shape in layout(hidden).values())
+    return length_of(layout(hidden))
 
 
 def hidden_of(length: int) -> int:
@@ -75,12 +75,7 @@ def hidden_of(length: int) -> int:
 
 def unpack(weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     """The named parts of a flat vector, as views into it."""
-    parts, at = {}, 0
-    for name, shape in layout(hidden_of(len(weights))).items():
-        count = math.prod(shape)
-        parts[name] = weights[at : at + count].reshape(shape)
-        at += count
-    return parts
+    return unpack_parts(weights, layout(hidden_of(len(weights))))
 
 
 def pack(parts: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -90,11 +85,7 @@ def pack(parts: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
         ValueError: a part is missing, unknown or of another shape.
     """
     hidden = len(parts["input_bias"]) if "input_bias" in parts else 0
-    wanted = layout(hidden)
-    found = {name: np.shape(part) for name, part in parts.items()}
-    if found != wanted:
-        raise ValueError(f"parts of a residual are {wanted}, found {found}")
-    return np.concatenate([np.ravel(np.asarray(parts[name], np.float64)) for name in wanted])
+    return pack_parts(parts, layout(hidden), "a residual")
 
 
 def index_weights(preset: str = "tuned", hidden: int = 0) -> NDArray[np.float64]:

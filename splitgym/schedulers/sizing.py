@@ -5,6 +5,7 @@ nobody's to move. The engine picks the machines and keeps the minimum of each po
 """
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -20,7 +21,7 @@ _PROMPT, _TOKEN, _MIXED = int(Pool.PROMPT), int(Pool.TOKEN), int(Pool.MIXED)
 _NS = 1e-9
 
 # Places in `state`.
-_MOVED_AT, _TICK_AT, _REQUESTS, _TOKENS, _REQUEST_RATE, _TOKEN_RATE = range(6)
+MOVED_AT, TICK_AT, REQUESTS, TOKENS, _REQUEST_RATE, _TOKEN_RATE = range(6)
 
 
 @numba.njit(cache=True)
@@ -48,6 +49,13 @@ def mean_prompt(view):
     return max(1.0, view.counters[ARRIVED_PROMPT_TOKENS] / arrived)
 
 
+def count_from_here(view: ClusterView, state: NDArray[np.float64]) -> None:
+    """Let a fresh `state` count arrivals from the view's present ones on."""
+    state[TICK_AT] = view.clock[0]
+    state[REQUESTS] = view.counters[ARRIVED_REQUESTS]
+    state[TOKENS] = view.counters[ARRIVED_PROMPT_TOKENS]
+
+
 @numba.njit(cache=True)
 def prompt_pressure(view):
     """Predicted TTFT of a mean prompt in the prompt pool, relative to the SLO; 1 is at the SLO.
@@ -55,6 +63,12 @@ def prompt_pressure(view):
     The work queued on all machines but the mixed ones, overflow in the token pool included, is spread over
     the prompt machines.
     """
+    return prompt_pressure_after(view, 0)
+
+
+@numba.njit(cache=True)
+def prompt_pressure_after(view, more):
+    """`prompt_pressure` if the pool had `more` machines of its mean kind, negative for fewer; at least 1."""
     machines = 0
     waiting = 0.0
     own = 0.0
@@ -68,7 +82,9 @@ def prompt_pressure(view):
             machines += 1
             own += prompt_time_ns(view.tables, view.machine_row[m], tokens)
     limit = view.rules.ttft_slo * prompt_time_ns(view.tables, 0, tokens)
-    return (waiting + own) / max(1, machines) / limit
+    if more == 0:
+        return (waiting + own) / max(1, machines) / limit
+    return (waiting / max(1, machines + more) + own / max(1, machines)) / limit
 
 
 @numba.njit(cache=True)
@@ -78,6 +94,12 @@ def token_pressure(view):
     The decodes of all machines but the mixed ones, overflow in the prompt pool included, are spread over the
     token machines.
     """
+    return token_pressure_after(view, 0)
+
+
+@numba.njit(cache=True)
+def token_pressure_after(view, more):
+    """`token_pressure` if the pool had `more` machines of its mean kind, negative for fewer; at least 1."""
     machines = 0
     requests, context, capacity = 0, 0, 0
     promised = 0.0
@@ -96,13 +118,16 @@ def token_pressure(view):
         return 0.0
     if machines == 0:
         return np.inf
-    batch = (requests + machines - 1) // machines
+    then = max(1, machines + more)
+    batch = (requests + then - 1) // then
     spent = 0.0
     for m in range(view.home_pool.shape[0]):
         if view.available[m] and view.home_pool[m] == _TOKEN:
-            spent += token_time_ns(view.tables, view.machine_row[m], batch, context // machines)
+            spent += token_time_ns(view.tables, view.machine_row[m], batch, context // then)
     alone = np.int64(mean_prompt(view) + 0.5 * mean)
     limit = view.rules.tbt_slo * max(1, token_time_ns(view.tables, 0, 1, alone))
+    if more != 0:
+        promised = promised * machines / then
     return max(spent / machines / limit, promised / max(1, capacity))
 
 
@@ -112,7 +137,7 @@ def reactive_kernel(view, params, state):
     prompt_high, prompt_low, token_high, token_low = params[0], params[1], params[2], params[3]
     cool_down_ns, step = params[4] / _NS, int(params[5])
     now = np.float64(view.clock[0])
-    if now - state[_MOVED_AT] < cool_down_ns:
+    if now - state[MOVED_AT] < cool_down_ns:
         return 0
     prompt, token = prompt_pressure(view), token_pressure(view)
     move = 0
@@ -121,7 +146,7 @@ def reactive_kernel(view, params, state):
     elif token > token_high and prompt < prompt_low and pool_size(view, _PROMPT) > 1:
         move = -step
     if move != 0:
-        state[_MOVED_AT] = now
+        state[MOVED_AT] = now
     return move
 
 
@@ -187,15 +212,15 @@ def needed_machines(view, request_rate, token_rate, utilisation):
 def _track(view, time_constant_s, state):
     """Update the moving averages of arriving requests and prompt tokens per second."""
     now = np.float64(view.clock[0])
-    elapsed_s = (now - state[_TICK_AT]) * _NS
+    elapsed_s = (now - state[TICK_AT]) * _NS
     if elapsed_s <= 0.0:
         return
     requests = np.float64(view.counters[ARRIVED_REQUESTS])
     tokens = np.float64(view.counters[ARRIVED_PROMPT_TOKENS])
     weight = elapsed_s / (elapsed_s + time_constant_s)
-    state[_REQUEST_RATE] += weight * ((requests - state[_REQUESTS]) / elapsed_s - state[_REQUEST_RATE])
-    state[_TOKEN_RATE] += weight * ((tokens - state[_TOKENS]) / elapsed_s - state[_TOKEN_RATE])
-    state[_TICK_AT], state[_REQUESTS], state[_TOKENS] = now, requests, tokens
+    state[_REQUEST_RATE] += weight * ((requests - state[REQUESTS]) / elapsed_s - state[_REQUEST_RATE])
+    state[_TOKEN_RATE] += weight * ((tokens - state[TOKENS]) / elapsed_s - state[_TOKEN_RATE])
+    state[TICK_AT], state[REQUESTS], state[TOKENS] = now, requests, tokens
 
 
 @numba.njit(cache=True)
@@ -204,7 +229,7 @@ def ewma_kernel(view, params, state):
     time_constant_s, utilisation, band, cool_down_ns = params[0], params[1], params[2], params[3] / _NS
     _track(view, time_constant_s, state)
     now = np.float64(view.clock[0])
-    if now - state[_MOVED_AT] < cool_down_ns:
+    if now - state[MOVED_AT] < cool_down_ns:
         return 0
     prompt_need, token_need = needed_machines(view, state[_REQUEST_RATE], state[_TOKEN_RATE], utilisation)
     need = prompt_need + token_need
@@ -219,7 +244,7 @@ def ewma_kernel(view, params, state):
     elif prompts - target > band and prompts > 1:
         move = -1
     if move != 0:
-        state[_MOVED_AT] = now
+        state[MOVED_AT] = now
     return move
 
 
@@ -279,6 +304,4 @@ class Ewma(CompiledSizing):
     def reset(self, view: ClusterView, seed: int) -> None:
         """Forget the last run; count arrivals from here on."""
         super().reset(view, seed)
-        self.state[_TICK_AT] = view.clock[0]
-        self.state[_REQUESTS] = view.counters[ARRIVED_REQUESTS]
-        self.state[_TOKENS] = view.counters[ARRIVED_PROMPT_TOKENS]
+        count_from_here(view, self.state)

@@ -5,6 +5,7 @@ from splitgym.schedulers.builtin import SIZING_STATE_SIZE, STATE_SIZE
 from splitgym.schedulers.index import Index, index_kernel
 from splitgym.schedulers.residual import Residual, residual_kernel
 from splitgym.schedulers.sizing import Ewma, Reactive, Static, ewma_kernel, reactive_kernel
+from splitgym.schedulers.sizing_net import SizingNet, sizing_net_kernel
 from splitgym.schedulers.splitwise import Splitwise, splitwise_kernel
 from splitgym.sim.compiled.board import max_tokens_of, post_touched, splitwise_route
 from splitgym.sim.compiled.pools import hold, resize
@@ -30,7 +31,7 @@ ROUTING_KINDS = (
     Residual,
 )
 """Schedulers that run inside the engine; the place is what a simulation's `routing` holds."""
-SIZING_KINDS = (Static, Reactive, Ewma)
+SIZING_KINDS = (Static, Reactive, Ewma, SizingNet)
 
 SPLITWISE, INDEX, RESIDUAL = 1, 2, 3
 
@@ -75,6 +76,8 @@ def resize_builtin(kind, view, params, state):
         return reactive_kernel(view, params, state)
     if kind == 2:
         return ewma_kernel(view, params, state)
+    if kind == 3:
+        return sizing_net_kernel(view, params, state)
     return 0
 
 
