@@ -25,7 +25,7 @@ from splitgym.config import STRICT
 from splitgym.schedulers.builtin import CompiledSizing
 from splitgym.schedulers.flat import length_of, pack_parts, unpack_parts
 from splitgym.schedulers.network import ln, squash
-from splitgym.schedulers.predict import mean_output, promised_tokens, prompt_share, wait_ns
+from splitgym.schedulers.predict import MAX_SHARE, mean_output, promised_tokens, wait_ns
 from splitgym.schedulers.sizing import (
     MOVED_AT,
     REQUESTS,
@@ -38,7 +38,7 @@ from splitgym.schedulers.sizing import (
     token_pressure_after,
 )
 from splitgym.types import Pool
-from splitgym.view import ARRIVED_PROMPT_TOKENS, ARRIVED_REQUESTS, ClusterView
+from splitgym.view import ARRIVED_PROMPT_TOKENS, ARRIVED_REQUESTS, SHARE_TIME_CONSTANT_NS, ClusterView
 
 _PROMPT, _TOKEN = int(Pool.PROMPT), int(Pool.TOKEN)
 _NS = 1e-9
@@ -213,6 +213,14 @@ def pressure_features(view, prompts, tokens, out):
     out[13] = max(-1.0, min(1.0, here - max(0.0, more_p - 0.8) - max(0.0, less_t - 0.9)))
     out[14] = max(-1.0, min(1.0, here - max(0.0, less_p - 0.8) - max(0.0, more_t - 0.9)))
     return prompt, token
+
+
+@numba.njit(cache=True)
+def prompt_share(view, m):
+    """Share of machine m's recent time given to prompts, decayed to now."""
+    elapsed = max(0, view.clock[0] - view.prompt_share_at_ns[m])
+    share = view.prompt_share[m] * SHARE_TIME_CONSTANT_NS / (SHARE_TIME_CONSTANT_NS + elapsed)
+    return min(MAX_SHARE, share)
 
 
 @numba.njit(cache=True)

@@ -21,52 +21,54 @@ Floats = NDArray[np.float64]
 
 SHIFTING = "shifting:azure-conv~azure-code"
 DELAYS_S = (0.0, 5.0, 30.0)
+TUNED_UP_TO_S = 5.0
+"""The rules are tuned for each delay up to this; beyond it those of this one are run."""
 ROUTER = "index-tuned"
 """Routes for all that only resize, and for the static splits that they are compared with."""
 
 STATIC, PAPER = "best static split in hindsight", "mp, best static split in hindsight"
 REACTIVE, EWMA = "reactive, tuned", "EWMA, tuned"
 ES, PPO, JOINT = "ES sizing", "PPO sizing", "ES joint"
-FREE = "not confined: "
+FREE = "index-tuned, not confined"
 DEFAULTS = {"reactive, default options": "reactive", "EWMA, default options": "ewma"}
 PPO_BUNDLE = "pretrained:sizing-ppo"
 
 
 def _rows(case: Case, delay_s: float) -> dict[str, list[Contender]]:
     """All contenders of one delay, by row. Those that never resize do not depend on it."""
-    tag = f"{delay_s:g} s"
     start = replace(case.config(case.default_split), confine=True, switch_delay_s=delay_s)
 
     def made(name: str, router: RoutingScheduler | None, sizer: SizingScheduler) -> Contender:
-        return Contender(f"{name} ({tag})", router or schedulers.routing(ROUTER), sizer, start)
+        return Contender(f"{name} ({delay_s:g} s)", router or schedulers.routing(ROUTER), sizer, start)
 
     def kept(prefix: str) -> list[Contender]:
-        pairs = [(name, weights.read_pair(name)) for name in weights.names(prefix)]
-        return [made(name, *pair) for name, pair in pairs if pair[1] is not None]  # type: ignore[arg-type]
+        pairs = [(name, *weights.read_pair(name)) for name in weights.names(prefix)]
+        return [made(name, routing, sizing) for name, routing, sizing in pairs if sizing is not None]
 
+    static = schedulers.sizing("static")
     rows: dict[str, list[Contender]] = {}
     for router, row in ((ROUTER, STATIC), ("splitwise", PAPER)):
         rows[row] = [
             Contender(
                 f"{router} static {split}",
                 schedulers.routing(router),
-                schedulers.sizing("static"),
+                static,
                 replace(case.config(split), confine=True),
             )
             for split in case.splits
         ]
     for row, rule in DEFAULTS.items():
         rows[row] = [made(row, None, schedulers.sizing(rule))]
-    rows[REACTIVE] = kept(f"sizing-reactive-{case.name}-{delay_s:g}s")
-    rows[EWMA] = kept(f"sizing-ewma-{case.name}-{delay_s:g}s")
-    rows[ES] = kept("sizing-es-seed")
-    if exists(PPO_BUNDLE):
+    tuned_at = min(delay_s, TUNED_UP_TO_S)
+    rows[REACTIVE] = kept(f"sizing-reactive-{case.name}-{tuned_at:g}s")
+    rows[EWMA] = kept(f"sizing-ewma-{case.name}-{tuned_at:g}s")
+    rows[ES] = kept("sizing-es-delayed-seed" if delay_s else "sizing-es-seed")
+    if delay_s == 0:
+        rows[JOINT] = kept("joint-es-seed")
+    if delay_s == 0 and exists(PPO_BUNDLE):
         found = policy.contender(PPO_BUNDLE, start)
         rows[PPO] = [made(PPO, found.routing, found.sizing)]
-    rows[JOINT] = kept("joint-es-seed")
-    for name in ("index-tuned",):
-        static = schedulers.sizing("static")
-        rows[FREE + name] = [Contender(FREE + name, schedulers.routing(name), static, case.config())]
+    rows[FREE] = [Contender(FREE, schedulers.routing(ROUTER), static, case.config())]
     return {row: entrants for row, entrants in rows.items() if entrants}
 
 
@@ -86,9 +88,6 @@ class Results:
                 splits = [e.name.split()[-1] for e in entrants]
                 self.choices[row] = [[splits[c] for c in by_load] for by_load in chosen]
             self._values[row] = values
-        self.tails = {
-            row: runs.of([e.name for e in entrants], "ttft_slowdown_p99") for row, entrants in rows.items()
-        }
 
     def of(self, row: str, workload: str | None = None) -> Floats:
         """A row's goodput, on one workload or on all."""
@@ -99,26 +98,33 @@ class Results:
 
 
 def sizing(case: Case, bench: Bench) -> Section:
-    """The section of one cluster."""
+    """The section of one cluster: the shifting load at all delays, the other workloads without one."""
+    shifting = replace(case, workloads=(SHIFTING,), windows=8)
+    others = replace(case, workloads=tuple(w for w in case.workloads if w != SHIFTING), windows=4)
     by_delay = {delay: _rows(case, delay) for delay in DELAYS_S}
     entrants = {e.name: e for rows in by_delay.values() for found in rows.values() for e in found}
-    runs = measure(case, list(entrants.values()), bench)
+    runs = measure(shifting, list(entrants.values()), bench)
     found = {delay: Results(runs, rows) for delay, rows in by_delay.items()}
+    rows = by_delay[0.0]
+    at_once = measure(others, [e for made in rows.values() for e in made], bench)
     tables = [
         *(_goodput(results, delay) for delay, results in found.items()),
-        *(_differences(results, delay) for delay, results in found.items() if ES in results.rows),
+        _differences(found),
+        _by_workload(Results(at_once, rows)),
         _choices(found[0.0]),
     ]
-    seeds = {row: found[0.0].seeds.get(row, 0) for row in (ES, JOINT)}
+    seeds = {delay: results.seeds.get(ES, 0) for delay, results in found.items()}
     text = (
         f"{case.title}, {case.model}. Prompts stay in the prompt and mixed pools, token phases in the token "
         f"and mixed ones; {ROUTER} routes, except that mp does in its row and the joint agent routes itself. "
-        f"A decision each 2 s; pools begin as {case.default_split}. {case.windows} windows a workload and "
-        "load.",
-        f"ES sizing is {seeds[ES]} training seed(s), ES joint {seeds[JOINT]}; one vector of weights is used "
-        "at all delays. Reactive and EWMA rules are tuned by CEM on the train part for this cluster, this "
-        "router and that delay. The static row takes the best of "
-        f"{len(case.splits)} splits for each workload and load on these very windows.",
+        f"A decision each 2 s; pools begin as {case.default_split}. Shifting: Poisson arrivals whose sizes "
+        f"move from conversation to code and back in one window; {shifting.windows} windows a load, "
+        f"{others.windows} of the other workloads.",
+        f"Training seeds: ES sizing {seeds[0.0]}, with a delay {seeds[5.0]} (other runs, trained with delays "
+        f"of 5 and 30 s), ES joint {found[0.0].seeds.get(JOINT, 0)}. Reactive and EWMA rules are tuned by "
+        "CEM on the shifting load of the train part, for this cluster, this router and no delay or one of "
+        f"{TUNED_UP_TO_S:g} s. The static row takes the best of {len(case.splits)} splits for each workload "
+        "and load on these very windows.",
     )
     return Section(f"Pool sizing: {case.title}", bench.command, text, tuple(tables), claims(found))
 
@@ -128,33 +134,34 @@ def _delay(delay_s: float) -> str:
 
 
 def _goodput(found: Results, delay_s: float) -> Table:
-    case = found.case
-    columns = ("policy", *(f"shifting {load:g}" for load in case.loads), *case.workloads)
+    loads = found.case.loads
     rows = []
     for row in found.rows:
-        shifting = found.of(row, SHIFTING)
-        cells = [f"{mean(shifting[:, :, i]):.3f}" for i in range(len(case.loads))]
-        cells += [f"{mean(found.of(row, w)):.3f}" for w in case.workloads]
-        rows.append((row, *cells))
-    return Table(f"Goodput, {_delay(delay_s)}: shifting by load; workloads, all loads", columns, tuple(rows))
+        values = found.of(row)
+        cells = [f"{mean(values[:, :, i]):.3f}" for i in range(len(loads))]
+        rows.append((row, *cells, f"{mean(values):.3f}"))
+    columns = ("policy", *(f"{load:g}" for load in loads), "mean")
+    return Table(f"Goodput under the shifting load, {_delay(delay_s)}", columns, tuple(rows))
 
 
-def _differences(found: Results, delay_s: float) -> Table:
+def _differences(found: dict[float, Results]) -> Table:
     rows = []
-    for ours in (ES, PPO, JOINT):
-        for theirs in (STATIC, REACTIVE, EWMA):
-            if ours not in found.rows or theirs not in found.rows:
-                continue
-            shifting = found.of(ours, SHIFTING) - found.of(theirs, SHIFTING)
-            everything = found.of(ours) - found.of(theirs)
-            cells = (
-                estimate(shifting).signed,
-                str(estimate(shifting, improvement)),
-                estimate(everything).signed,
-            )
-            rows.append((ours, theirs, *cells))
-    columns = ("policy", "against", "shifting, all loads", "P(better) there", "all workloads")
-    return Table(f"Differences of goodput, {_delay(delay_s)}", columns, tuple(rows))
+    for delay, results in found.items():
+        for ours in (ES, PPO, JOINT):
+            for theirs in (STATIC, PAPER, REACTIVE, EWMA):
+                if ours in results.rows and theirs in results.rows:
+                    difference = results.of(ours) - results.of(theirs)
+                    better = str(estimate(difference, improvement))
+                    rows.append((f"{delay:g} s", ours, theirs, estimate(difference).signed, better))
+    columns = ("delay", "policy", "against", "goodput", "P(better) on a window")
+    return Table("Differences under the shifting load, mean over loads", columns, tuple(rows))
+
+
+def _by_workload(found: Results) -> Table:
+    workloads = found.case.workloads
+    rows = tuple((row, *(f"{mean(found.of(row, w)):.3f}" for w in workloads)) for row in found.rows)
+    title = "Goodput under the other workloads, mean over loads, switching takes no time"
+    return Table(title, ("policy", *workloads), rows)
 
 
 def _choices(found: Results) -> Table:
@@ -170,15 +177,14 @@ def claims(found: dict[float, Results]) -> dict[str, float]:
             for theirs, name in ((STATIC, "static"), (REACTIVE, "reactive")):
                 if ours not in results.rows or theirs not in results.rows:
                     continue
-                whole = estimate(results.of(ours, SHIFTING) - results.of(theirs, SHIFTING))
+                whole = estimate(results.of(ours) - results.of(theirs))
                 key = f"{prefix}.goodput_over_{name}" + (f".delay_{delay:g}s" if delay else "")
                 made |= {key: whole.value, f"{key}.ci_low": whole.low}
     return made
 
 
 def _section(case: Case) -> Callable[[Bench], Section]:
-    loads, windows = (0.75, 0.9, 1.05, 1.2), 6
-    return partial(sizing, replace(case, loads=loads, windows=windows))
+    return partial(sizing, replace(case, loads=(0.75, 0.9, 1.05, 1.2)))
 
 
 SECTIONS = {f"sizing-{name}": _section(CASES[name]) for name in ("8h",)}
