@@ -244,6 +244,7 @@ def test_a_run_becomes_a_bundle(tmp_path):
 
 
 POOLS = {
+    "clusters": "many",
     "machines": [3, 4],
     "hidden_sizing": 3,
     "workloads": ["poisson:azure-code-synth"],
