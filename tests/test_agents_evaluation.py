@@ -10,10 +10,14 @@ th = pytest.importorskip("torch")
 
 from agents import demo  # noqa: E402
 from agents.cli import contender as by_command_line  # noqa: E402
-from agents.config import RunConfig, resolve  # noqa: E402
+from agents.config import (  # noqa: E402
+    RunConfig,
+    cluster_of,
+    resolve,
+)
 from agents.evaluation import Agent, contender, load_agent, machines_of, make_codec  # noqa: E402
 from agents.models import build_model  # noqa: E402
-from agents.task import SimulatorTask, cluster_of  # noqa: E402
+from agents.task import SimulatorTask  # noqa: E402
 from agents.training import train  # noqa: E402
 from splitgym.cluster import Cluster  # noqa: E402
 from splitgym.config import ClusterConfig, Fault, MachineGroup  # noqa: E402
