@@ -99,7 +99,10 @@ def test_early_futures_draw_from_the_routers_own_estimate():
 def test_look_ahead_of_one_candidate_is_the_base_and_of_more_is_not():
     load = "poisson:azure-conv-synth@7"
     windows = [replace(evaluation.parse(load), duration_s=10.0, warmup_s=2.0)]
-    policies = [BASE, LookAhead(BASE, candidates=1, name="one"), LookAhead(BASE, candidates=3, name="three")]
+    one, three = (
+        LookAhead(BASE, n, futures=2, margin=0.0, name=name) for n, name in ((1, "one"), (3, "three"))
+    )
+    policies = [BASE, one, three]
     results = evaluation.evaluate(policies, CLUSTER, windows, seeds=[0], engine="compiled")
     base, one, three = (results.select(name)[0].table for name in ("residual", "one", "three"))
     np.testing.assert_array_equal(base.ttft_slowdown, one.ttft_slowdown)
@@ -113,7 +116,7 @@ def test_by_name_and_what_it_cannot_be():
     made = contender_of("lookahead=4x3:pretrained:routing", CLUSTER.config)
     assert made.name == "lookahead=4x3:pretrained:routing"
     assert (made.routing.candidates, made.routing.futures) == (4, 3)
-    assert contender_of("lookahead=2:index-tuned", CLUSTER.config).routing.futures == 2
+    assert contender_of("lookahead=2:index-tuned", CLUSTER.config).routing.futures == 4
     for text in ("lookahead=4x3:jsq-tokens", "lookahead=x:index", "lookahead=0:index"):
         with pytest.raises(ConfigError):
             contender_of(text, CLUSTER.config)

@@ -40,7 +40,8 @@ class LookAhead:
         base: names the candidates, and routes in the futures.
         candidates: K; 1 is `base`.
         futures: drawn a decision; all candidates meet the same ones.
-        horizon_s: requests come for so long in a future, which then runs until all are done.
+        horizon_s: requests come for so long in a future, which then runs until all are done. Longer horizons
+            drown what a candidate does in what follows (docs/experiments.md).
         margin: another candidate than the base's must be better by so many good requests a future.
         gap: candidates cost at most this much more than the base's; the rest is not tried.
         name: what tables call it.
@@ -48,9 +49,9 @@ class LookAhead:
 
     base: Any
     candidates: int = 6
-    futures: int = 2
-    horizon_s: float = 3.0
-    margin: float = 0.0
+    futures: int = 4
+    horizon_s: float = 0.5
+    margin: float = 0.5
     gap: float = 1.0
     name: str = ""
     decisions: int = field(default=0, init=False)
@@ -149,5 +150,5 @@ def look_ahead(text: str, find: Callable[[str], Contender]) -> Contender:
     candidates, futures, name = match.groups()
     found = find(name)
     base = getattr(found.routing, "routing", found.routing)  # a bundle holds its scheduler
-    made = LookAhead(base, int(candidates), int(futures or 2), name=text)
+    made = LookAhead(base, int(candidates), int(futures or 4), name=text)
     return replace(found, name=text, routing=made)
