@@ -6,6 +6,7 @@ next iteration, and decodes from token to token.
 """
 
 import asyncio
+import json
 import random
 import statistics
 from collections.abc import AsyncIterator
@@ -24,6 +25,11 @@ _START = 0.3
 """Others follow the blocker after this share of its time, so that it has begun."""
 _SLACK = 1.3
 """They must be there before it ends: sent earlier by this much more than a request takes to get there."""
+_TOGETHER = 0.1
+"""Tokens that come within this share of the blocker's time after it were made in its own iteration."""
+_BLOCKER_S, _BLOCKER_TOKENS = 0.1, 2048
+"""A blocker takes so long, so that client and server have come to rest when it ends; or has so many tokens.
+Powers of two up to there fill a server's iterations whole, so that nobody joins its last one."""
 _GAP = 1.6
 """A gap this many times the usual one is no decode alone."""
 
@@ -67,6 +73,9 @@ class Sweep:
         for _ in range(2):
             alone = await self.client.stream(self.prompt(self.blocker), 1)
             self.blocker_s = alone.first_s - alone.sent_s
+        longest = max(step.tokens for step in self.plan.steps if step.kind == "prompt")
+        while self.blocker_s < _BLOCKER_S and 2 * self.blocker <= min(longest, _BLOCKER_TOKENS):
+            await self._longer_blocker()
         if self.pair is not None:
             await self._transfer(Step("transfer", 64))
 
@@ -90,6 +99,8 @@ class Sweep:
         """[[tokens, batch, seconds]]"""
         for _ in range(4):
             seconds, slack_s = await self._behind_blocker(step)
+            if seconds < _TOGETHER * self.blocker_s:
+                continue
             if step.batch == 1:
                 alone = await self.client.stream(self.prompt(step.tokens), 1)
                 overhead_s = alone.first_s - alone.sent_s - seconds
@@ -191,7 +202,7 @@ class Sweep:
         prompt = self.prompt(step.tokens)
         answer = await prompt_server.prompt_for_transfer(prompt_body(prompt_server.whole_body(prompt)))
         try:
-            params, _ = transfer_params(answer)
+            params, _ = transfer_params(json.loads(answer))
         except ValueError:
             raise NotAnswered(f"{prompt_server.url}: its answer is no JSON object") from None
         if params is None:
