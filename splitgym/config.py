@@ -238,7 +238,8 @@ def to_mapping(config: Any) -> dict[str, Any]:
 def _sentence(error: ValidationError) -> str:
     parts = []
     for item in error.errors():
-        field = ".".join(str(x) for x in item["loc"])
+        names = [str(x) for x in item["loc"]]
+        field = ".".join(name if name.isprintable() else repr(name) for name in names)
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "unexpected_keyword_argument":
             message = "is no known key"
