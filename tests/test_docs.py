@@ -90,7 +90,8 @@ def commands(path: Path) -> Iterator[tuple[int, list[str]]]:
             text = f"{text[:-1]} {lines[place].strip()}"
             place += 1
         text = text.replace("python train.py --demo", "").replace("python train.py", "splitgym train")
-        words = shlex.split(re.sub(r"\.\.\. ", "", text), comments=True)
+        text = re.sub(r"\.\.\.(?= |$)", "", text)  # "and so on", in the lab book
+        words = ["1" if re.fullmatch("1?[A-Z]", word) else word for word in shlex.split(text, comments=True)]
         if words:
             yield number, [word for word in words[1:] if word != "&"]
 
