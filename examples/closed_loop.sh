@@ -2,7 +2,7 @@
 # From nothing to an improved policy bundle, on simulated engines, on this machine alone:
 #   measure -> train -> evaluate -> route live load -> log -> compare-log -> improve -> hot swap
 #
-#   examples/closed_loop.sh                     about 8 minutes on 2 cores once the simulator is compiled
+#   examples/closed_loop.sh                     about 3 minutes on 2 cores once the simulator is compiled, 5 before
 #   LOAD_S=20 RATE=6 ... examples/closed_loop.sh      every number below can be set
 #
 # Real servers take the engines' place with their own URLs in router.yaml. It listens on 127.0.0.1 only, needs
@@ -15,7 +15,8 @@ PYTHON=${PYTHON:-python3}
 PORT=${PORT:-8100}                           # PORT to PORT+3: engines; PORT+10, PORT+11: router and its admin
 MODEL=${MODEL:-llama2-70b}
 MACHINE=${MACHINE:-h100-80gb}
-MEASURE=${MEASURE:---repeats 1 --max-prompt 4096 --max-batch 16 --max-requests 1000 --max-seconds 120}
+# As long and as many as the traffic has: beyond what was measured a profile guesses.
+MEASURE=${MEASURE:---repeats 1 --max-prompt 8192 --max-batch 32 --max-requests 1500 --max-seconds 120}
 YESTERDAY=${YESTERDAY:-poisson:azure-conv-synth@4}   # what the first policy learns from
 TODAY=${TODAY:-poisson:azure-code-synth}             # what then comes
 RATE=${RATE:-17}                             # requests/s of today's traffic ...
