@@ -25,8 +25,8 @@ _START = 0.3
 """Others follow the blocker after this share of its time, so that it has begun."""
 _SLACK = 1.3
 """They must be there before it ends: sent earlier by this much more than a request takes to get there."""
-_TOGETHER = 0.1
-"""Tokens that come within this share of the blocker's time after it were made in its own iteration."""
+_TOGETHER_S = 0.0005
+"""Tokens that come so soon after the blocker's were made in its own iteration."""
 _BLOCKER_S, _BLOCKER_TOKENS = 0.1, 2048
 """A blocker takes so long, so that client and server have come to rest when it ends; or has so many tokens.
 Powers of two up to there fill a server's iterations whole, so that nobody joins its last one."""
@@ -99,7 +99,7 @@ class Sweep:
         """[[tokens, batch, seconds]]"""
         for _ in range(4):
             seconds, slack_s = await self._behind_blocker(step)
-            if seconds < _TOGETHER * self.blocker_s:
+            if seconds < _TOGETHER_S:
                 continue
             if step.batch == 1:
                 alone = await self.client.stream(self.prompt(step.tokens), 1)
