@@ -79,11 +79,12 @@ def test_roles_are_the_routers():
     assert {p for p, _ in pairs} == {A, B} and {t for _, t in pairs} == {C, D}
 
 
-def test_a_configuration_that_cannot_be_used_says_so():
+def test_a_configuration_that_cannot_be_used_says_so(monkeypatch):
     with pytest.raises(ConfigError, match="no scheduler"):
         Placement(config(routing="nobody"))
     with pytest.raises(ConfigError, match="frob"):
         from_mapping(AdapterConfig, {"frob": 1}, "test")
+    monkeypatch.setitem(sys.modules, "vllm_router", None)
     with pytest.raises(ConfigError, match="production-stack's router is needed"):
         production_stack.install(config())
 
