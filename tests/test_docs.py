@@ -133,8 +133,9 @@ def test_notebooks_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
     stored = nbformat.read(path, as_version=4)
-    shown = [len(c.outputs) for c in stored.cells if c.cell_type == "code"]
-    assert shown == [len(c.outputs) for c in notebook.cells if c.cell_type == "code"], "store its outputs"
+    # How a cell's lines are cut into outputs depends on timing; that it has some does not.
+    shows = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code" and cell.outputs]
+    assert len(shows) > 1 and all(stored.cells[i].outputs for i in shows), "store its outputs"
 
 
 def test_there_are_two_notebooks() -> None:
