@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.learned.cases import CASES
+
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 INTRO = """\
@@ -32,6 +34,18 @@ chosen on them, except where "in hindsight" is said. Intervals are 95 %, by a st
 training seeds and, within workloads, windows (`benchmarks/learned/statistics.py`; interquartile means (IQM)
 and probabilities of improvement as in rliable). What was tried on the way: [experiments.md](experiments.md).
 """
+
+GLANCE = {
+    "goodput_over_mp_oracle": "five training seeds over the paper's scheduler at its best",
+    "goodput_over_tuned": "over the index tuned for that cluster",
+    "pretrained_over_mp_oracle": "the shipped bundle over the paper's",
+    "pretrained_over_tuned": "over the tuned index",
+}
+RATIOS = {
+    "ttft_p99_over_index": "TTFT p99 at load 1.2, relative to the tuned index",
+    "max_rate_over_mp": "highest rate under nine SLOs, relative to the paper's",
+}
+"""Claims that the first table shows, `routing.NAME.CLUSTER`, and what it calls them."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +108,7 @@ def markdown(stored: dict[str, Any], claims: dict[str, float]) -> str:
         stored: sections as in the JSON.
         claims: of all of them.
     """
-    parts = [INTRO, "## Claims\n", "Points of goodput are fractions: .137 is 13.7 points.\n"]
-    parts.append(
-        "| claim | value |\n|---|---|\n" + "\n".join(f"| `{n}` | {v:g} |" for n, v in claims.items())
-    )
+    parts = [INTRO, glance(claims)]
     for section in stored.values():
         parts.append(f"\n## {section['title']}\n\n    {section['command']}\n")
         parts += [f"{paragraph}\n" for paragraph in section["text"]]
@@ -105,7 +116,33 @@ def markdown(stored: dict[str, Any], claims: dict[str, float]) -> str:
             rows = tuple(tuple(row) for row in table["rows"])
             parts.append(Table(table["title"], tuple(table["columns"]), rows).markdown() + "\n")
         parts += [f"{paragraph}\n" for paragraph in section["notes"]]
+    parts += ["\n## Claims\n", "Points of goodput are fractions: .137 is 13.7 points.\n"]
+    parts.append(
+        "| claim | value |\n|---|---|\n" + "\n".join(f"| `{n}` | {v:g} |" for n, v in claims.items())
+    )
     return "\n".join(parts).rstrip() + "\n"
+
+
+def glance(claims: dict[str, float]) -> str:
+    """What was claimed of each cluster, in one table; empty where nothing of it was measured."""
+    rows = []
+    for case in CASES.values():
+        differences = [_interval(claims, f"routing.{name}.{case.name}") for name in GLANCE]
+        ratios = [claims.get(f"routing.{name}.{case.name}") for name in RATIOS]
+        if any(differences):
+            shown = ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+            rows.append((case.title, *(text or "-" for text in differences), *shown))
+    if not rows:
+        return ""
+    columns = ("cluster", *GLANCE.values(), *RATIOS.values())
+    title = "Learned routing, difference in goodput at loads .9 to 1.35 (.9 to 1.2 from 40 machines on)"
+    return "## At a glance\n\n" + Table(title, columns, tuple(rows)).markdown() + "\n"
+
+
+def _interval(claims: dict[str, float], name: str) -> str:
+    if name not in claims:
+        return ""
+    return f"{claims[name]:+.3f} [{claims[name + '.ci_low']:+.3f}, {claims[name + '.ci_high']:+.3f}]"
 
 
 def _line(cells: Sequence[str]) -> str:
