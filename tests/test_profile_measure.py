@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import random
 import socket
 import sys
@@ -14,8 +15,11 @@ from typing import Any
 
 import aiohttp
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from splitgym import profile as profiles
+from splitgym.cli.learning import add_learning_commands
 from splitgym.errors import ProfileError
 from splitgym.measuring import write
 from splitgym.measuring.client import Client
@@ -92,7 +96,12 @@ def test_the_known_profile_is_recovered(
     assert found.machine.network_bytes_per_s == pytest.approx(BANDWIDTH, rel=0.03)
     # The engine gives out whole blocks of 16 tokens.
     assert found.kv_capacity_tokens == known.kv_capacity_tokens // 16 * 16
-    assert fitted.mixed_seen and 0 < fitted.prompt_quality.held_out < 3 and fitted.token_quality.held_out < 3
+    assert fitted.mixed_seen and fitted.mixed_quality.held_out < 3
+    assert (
+        "held out" in data["provenance"]["mixed"]
+        and 0 < fitted.prompt_quality.held_out < 3
+        and fitted.token_quality.held_out < 3
+    )
     assert 4 < float(data["provenance"]["not_in_it"].split(" ms")[0]) < 8
 
     words = ["--workload", "poisson:azure-code-synth@3", "--policies", "index", "--seeds", "1", "--json"]
@@ -101,15 +110,69 @@ def test_the_known_profile_is_recovered(
     assert json.loads(capsys.readouterr().out)["policies"] == ["index"]
 
 
+SAMPLES = measured.Samples(
+    prompt=[((n, 1), 0.01 + n * 1e-5) for n in (64, 512, 1024)],
+    token=[((b, b * c), 0.01 + b * 1e-4 + b * c * 1e-8) for b in (1, 8) for c in (100.0, 900.0)],
+)
+
+
+def test_a_mixed_point_held_out_is_foretold_by_the_others() -> None:
+    def quality(*factors: float) -> measured.Quality:
+        points = ((512, 2), (1024, 4), (1024, 16))
+        mixed = [
+            ((n, b, 100.0 * b + i), f * (0.01 + n * 1e-5))
+            for (n, b), f in zip(points, factors)
+            for i in (0, 1)
+        ]
+        return measured.fit(replace(SAMPLES, mixed=mixed)).mixed_quality
+
+    assert quality(1.2, 1.2, 1.2).held_out == pytest.approx(0.0, abs=1e-9)
+    # Of 1.2, 1.2, 1.5 the middle is 1.2, of two the mean: 1.35 for 1.2 twice, 1.2 for 1.5.
+    assert quality(1.2, 1.2, 1.5).held_out == pytest.approx(100 * (0.125 + 0.125 + 0.2) / 3)
+    assert quality(1.2, 1.2, 1.5).residual == pytest.approx(100 * 0.2 / 3)
+    assert math.isnan(quality(1.2).held_out), "nothing is left to foretell it"
+
+
+def test_a_policy_trains_on_a_measured_profile(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    learning = typer.Typer()
+    add_learning_commands(learning)
+    model = profiles.ModelSpec("own", 2, 64, 4, 4, 16, weights_bytes=10_000)
+    about = {"gpus": 1, "capacity_tokens": 50_000, "kv_bytes_per_token": model.kv_bytes_per_token}
+    fitted = measured.fit(SAMPLES)
+    machine = measured.describe_machine(model, fitted, **about)
+    size = model.kv_bytes_per_token
+    data = measured.content(model, machine, fitted, kv_bytes_per_token=size, provenance={})
+    measured.write(tmp_path / "own.json", data)
+    words = ["--cluster", f"{tmp_path}/own.json/tp1:1P2T", "--model", "own"]
+    settings = [
+        "evolution.clusters=own",
+        "evolution.workloads=['poisson:azure-conv-synth@4']",
+        "evolution.loads_judged=[1.0]",
+        "evolution.scenarios=1",
+        "evolution.pairs=1",
+        "evolution.threads=1",
+        "workload.warmup_s=1",
+        "workload.episode_s=4",
+    ]
+    words += [word for text in settings for word in ("--set", text)]
+    place = ["--run-dir", str(tmp_path / "run"), "--quiet"]
+    trained = CliRunner().invoke(learning, ["train", "--algo", "es", "--steps", "1", *words, *place])
+    assert trained.exit_code == 0, trained.output
+    policy = ["--policies", f"{tmp_path}/run", "--workload", "poisson:azure-conv-synth@4", "--seeds", "1"]
+    assert (
+        run(monkeypatch, "evaluate", *words[:4], *policy, "--duration", "4", "--warmup", "1", "--json") == 0
+    )
+    assert json.loads(capsys.readouterr().out)["policies"] == [f"{tmp_path}/run"]
+
+
 def test_a_model_of_its_own_is_its_own_reference(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from splitgym.cluster import Cluster
     from splitgym.config import ClusterConfig, parse_machines
 
-    samples = measured.Samples(
-        prompt=[((n, 1), 0.01 + n * 1e-5) for n in (64, 512, 1024)],
-        token=[((b, b * c), 0.01 + b * 1e-4 + b * c * 1e-8) for b in (1, 8) for c in (100.0, 900.0)],
-    )
-    fitted = measured.fit(samples)
+    fitted = measured.fit(SAMPLES)
     assert fitted.mixed_factor == 1.1 and "assumed" in str(measured._errors(fitted)["mixed"])
     assert fitted.token.slope == pytest.approx(1e-5, rel=1e-6)
     model = profiles.ModelSpec("own", 2, 64, 4, 4, 16, weights_bytes=10_000)
@@ -138,6 +201,12 @@ def test_a_plan_keeps_to_the_room_there_is() -> None:
     assert {"prompt", "token", "mixed", "transfer"} == {step.kind for step in plan.steps}
     assert plan.all_requests == 3 * sum(map(plan.requests, plan.steps))
     assert not any(s.kind == "transfer" for s in make_plan(Limits(), **{**room, "transfer": False}).steps)
+    assert {(s.output, s.batch) for s in plan.steps if s.output} == {(64, 1), (64, 8), (256, 1)}
+    assert "128x1-out256" in "\n".join(plan.lines())
+    long = make_plan(Limits(long_outputs=(64, 1024)), **room)
+    assert "outputs of 1024 tokens" in long.left_out and {s.output for s in long.steps} == {0, 64}
+    with pytest.raises(ProfileError, match="output_tokens is 64, expected less than any long output"):
+        Limits(output_tokens=64)
     with pytest.raises(ProfileError, match=r"prompts of 20 tokens at most .*too short to measure"):
         make_plan(Limits(), **{**room, "max_model_len": 21})
 
@@ -207,6 +276,37 @@ def test_prompts_that_come_too_late_are_sent_behind_a_longer_one(monkeypatch: py
     assert samples == [[512, 1, pytest.approx(512 * 5e-6, rel=0.01)]]
     assert facts["overhead_s"] == pytest.approx(0.008, rel=0.01)
     assert sweeps[0].blocker == 2048
+
+
+def test_long_outputs_tell_what_context_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token by token the context grows: each window of an output is a sample of its own."""
+    room: Any = {"max_model_len": 5000, "capacity_tokens": None, "transfer": False}
+    profile = tiny_profile(context_us=5.0)
+
+    async def whole() -> Any:
+        options = EngineOptions(engines=1, port=0, mean_output_tokens=0, batching=BATCHING)
+        async with running(options, profile) as engines, aiohttp.ClientSession() as session:
+            client = Client(session, engines.hosts[0].url)
+            await client.about()
+            return await Sweep(client, make_plan(Limits(), **room)).run(Step("token", 128, 2, 256))
+
+    modules = ("splitgym.router.engine.clock", "splitgym.measuring.client", "splitgym.measuring.run")
+    with virtual_time(monkeypatch, *modules) as (loop, _), asyncio.Runner(loop_factory=loop) as runner:
+        samples, _ = runner.run(whole())
+    contexts = [context for _, context, _ in samples]
+    assert len(samples) == 4 and contexts[0] < 2 * 180 and contexts[-1] > 2 * 330
+    for batch, context, seconds in samples:
+        assert batch == 2 and seconds == pytest.approx(0.010 + 5e-6 * context, rel=0.005)
+
+
+def test_growing_context_is_not_noise(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "m.jsonl", {"url": "u"})
+    step = Step("token", 128, 1, 256)
+    noisy = Step("token", 128, 8, 256)
+    for k, more in enumerate((0.0, 1e-4, 2e-4)):
+        store.add(step, [[1, 160.0 + 64 * k, 0.01 * (1 + k) + more] for k in range(4)])
+        store.add(noisy, [[1, 160.0, 0.01 * (1 + k)]])
+    assert store.steady(step) and not store.steady(noisy)
 
 
 def test_unsteady_steps_are_run_again(tmp_path: Path) -> None:
@@ -299,6 +399,12 @@ def test_the_command(
         (["--url", "http://127.0.0.1:9", "--machine", "h900"], "machine 'h900': choose one of"),
         (["--url", "http://127.0.0.1:9", "--power", "1,2"], "expected three numbers"),
         (["--url", "http://127.0.0.1:9", "--repeats", "0"], "repeats is 0"),
+        (
+            ["--url", "http://127.0.0.1:9", "--output-tokens", "16,x"],
+            "--output-tokens '16,x': expected numbers",
+        ),
+        (["--url", "http://127.0.0.1:9", "--output-tokens", "8.5"], "expected whole numbers"),
+        (["--url", "http://127.0.0.1:9", "--output-tokens", "2,8"], "output_tokens is 2"),
     ],
 )
 def test_bad_input(

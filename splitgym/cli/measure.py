@@ -44,7 +44,9 @@ def profile_measure(
     repeats: Annotated[
         int, typer.Option(help="Runs of each step; unsteady ones get up to three times as many.")
     ] = 3,
-    output_tokens: Annotated[int, typer.Option(help="Iterations of a token step.")] = 16,
+    output_tokens: Annotated[
+        str, typer.Option(help="Output lengths; the first in every token step, the others over one prompt.")
+    ] = "16,64,256",
     max_prompt: Annotated[int, typer.Option(help="Longest prompt.")] = 8192,
     max_batch: Annotated[int, typer.Option(help="Most requests at once.")] = 64,
     api_key: Annotated[str | None, typer.Option(envvar="SPLITGYM_API_KEY", help="Bearer token.")] = None,
@@ -71,7 +73,10 @@ def profile_measure(
     from splitgym.profile.specs import find_machine
 
     servers = Servers(url, prompt_url, token_url, api_key, served_model)
-    limits = Limits(max_requests, max_seconds, repeats, output_tokens, max_prompt, max_batch)
+    outputs = output_lengths(output_tokens)
+    limits = Limits(
+        max_requests, max_seconds, repeats, outputs[0], max_prompt, max_batch, long_outputs=outputs[1:]
+    )
     spent = watts(power)
     base = find_machine(machine)
 
@@ -121,6 +126,14 @@ def _run(servers: Any, limits: Any, path: Path | None, **options: Any) -> "Outco
             bar.update(task, completed=done, total=total, description=what or "measured")
 
         return asyncio.run(measure(servers, limits, path, tell=tell, **options))
+
+
+def output_lengths(text: str) -> tuple[int, ...]:
+    """The numbers of --output-tokens, shortest first."""
+    found = numbers(text, "--output-tokens", "16,64,256")
+    if not found or any(n != int(n) for n in found):
+        raise ConfigError(f"--output-tokens {text!r}: expected whole numbers such as 16,64,256")
+    return tuple(sorted({int(n) for n in found}))
 
 
 def watts(text: str) -> tuple[float, float, float] | None:

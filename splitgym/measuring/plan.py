@@ -16,6 +16,8 @@ CONTEXTS = (128, 1024, 4096)
 """Prompt lengths of the token sweep; the longest only at small batches."""
 CONTEXT_TOKENS = 16_384
 """A batch of tokens holds at most so much prompt, so that a sweep stays short."""
+OUTPUT_BATCHES = (1, 8)
+"""Requests that decode together over long outputs: the shortest prompt, and a context that grows."""
 MIXED = ((512, 2), (1024, 4), (1024, 16))
 INJECTIONS = 3
 """Prompts that are sent into one batch of decodes, one after the other."""
@@ -30,16 +32,23 @@ class Step:
         kind: which curve it is for.
         tokens: of a prompt.
         batch: prompts together (`prompt`), or requests that decode.
+        output: tokens of each request in a long `token` step; 0: as short as `Limits.output_tokens` says.
     """
 
     kind: Kind
     tokens: int
     batch: int = 1
+    output: int = 0
 
     @property
     def name(self) -> str:
         """Of the step in the file of measurements."""
-        return f"{self.kind}-{self.tokens}x{self.batch}"
+        return f"{self.kind}-{self.size}"
+
+    @property
+    def size(self) -> str:
+        """Prompt tokens, requests, and the output where it is long."""
+        return f"{self.tokens}x{self.batch}" + (f"-out{self.output}" if self.output else "")
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ class Limits:
         seconds: in all; what is not measured by then can be resumed.
         repeats: of each step.
         output_tokens: iterations of a token step.
+        long_outputs: longer outputs, each measured over the shortest prompt at `OUTPUT_BATCHES`.
         max_prompt: longest prompt.
         max_batch: most requests at once.
         pause_s: rest between two runs.
@@ -63,12 +73,15 @@ class Limits:
     max_prompt: int = 8_192
     max_batch: int = 64
     pause_s: float = 0.05
+    long_outputs: tuple[int, ...] = (64, 256)
 
     def __post_init__(self) -> None:
         least = {"requests": 1, "repeats": 1, "output_tokens": 4, "max_prompt": 32, "max_batch": 1}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ProfileError(f"{name} is {getattr(self, name)}, expected at least {bound}")
+        if any(output <= self.output_tokens for output in self.long_outputs):
+            raise ProfileError(f"output_tokens is {self.output_tokens}, expected less than any long output")
         if self.seconds <= 0 or self.pause_s < 0:
             raise ProfileError("seconds must be positive, pause_s at least 0")
 
@@ -110,16 +123,14 @@ class Plan:
         out = []
         words = {
             "prompt": "prompt time, by prompt tokens x prompts together",
-            "token": "token time, by prompt tokens x requests that decode",
+            "token": "token time, by prompt tokens x requests that decode (-out: long outputs)",
             "mixed": "prompts amid decodes, by prompt tokens x requests that decode",
             "transfer": "KV transfer, by prompt tokens",
         }
         for kind, text in words.items():
             steps = [step for step in self.steps if step.kind == kind]
             if steps:
-                sizes = ", ".join(
-                    f"{s.tokens}x{s.batch}" if kind != "transfer" else str(s.tokens) for s in steps
-                )
+                sizes = ", ".join(s.size if kind != "transfer" else str(s.tokens) for s in steps)
                 out.append(f"{text}: {sizes}")
         limits = self.limits
         out.append(
@@ -175,6 +186,12 @@ def make_plan(
                 fitting.append(Step("token", context, batch))
     steps += fitting
     most = max((step.batch for step in fitting), default=0)
+    for length in limits.long_outputs:
+        whole = contexts[0] + 2 * length
+        fits_at = [b for b in OUTPUT_BATCHES if b <= most and b * whole <= room and whole <= max_model_len]
+        steps += [Step("token", contexts[0], batch, length) for batch in fits_at]
+        if not fits_at:
+            left_out.append(f"outputs of {length} tokens")
     if most < max(batches):
         left_out.append(f"more than {most} requests at once")
     for tokens, batch in MIXED:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from splitgym.errors import ProfileError
@@ -103,7 +103,10 @@ class Store:
 
     def steady(self, step: Step) -> bool:
         """Whether the median of its runs is known well: its standard error, from their spread, is small."""
-        times = [sample[-1] for run in self.runs if run["step"] == step.name for sample in run["samples"]]
+        runs = [run["samples"] for run in self.runs if run["step"] == step.name]
+        if step.output:  # its samples differ by their context: the runs are compared as wholes
+            runs = [[[fmean(sample[-1] for sample in samples)]] for samples in runs if samples]
+        times = [sample[-1] for samples in runs for sample in samples]
         if len(times) < 2:
             return True
         middle = median(times)

@@ -30,6 +30,8 @@ _TOGETHER_S = 0.0005
 _BLOCKER_S, _BLOCKER_TOKENS = 0.1, 2048
 """A blocker takes so long, so that client and server have come to rest when it ends; or has so many tokens.
 Powers of two up to there fill a server's iterations whole, so that nobody joins its last one."""
+_WINDOW = 64
+"""Tokens of a long output that are timed together, so that their context is nearly the same."""
 _GAP = 1.6
 """A gap this many times the usual one is no decode alone."""
 
@@ -135,8 +137,8 @@ class Sweep:
     # ---- tokens -------------------------------------------------------------------------------------------
 
     async def _tokens(self, step: Step) -> list[list[float]]:
-        """[[batch, context, seconds]]: the mean iteration while all of them decode."""
-        wanted = self.plan.limits.output_tokens
+        """[[batch, context, seconds]]: the mean iteration while all of them decode, one a window."""
+        wanted = step.output or self.plan.limits.output_tokens
         # The last to begin must see `wanted` iterations before the first ends.
         late = -(-step.batch * step.tokens // 1024) if step.batch > 1 else 0
         streams = await asyncio.gather(
@@ -144,20 +146,23 @@ class Sweep:
         )
         begins_s = max(stream.first_s for stream in streams)
         ends_s = min(stream.last_s for stream in streams)
-        times, contexts = [], []
-        for stream in streams:
-            inside = [k for k, t in enumerate(stream.times_s) if begins_s <= t <= ends_s]
-            if len(inside) < 2:
-                continue
-            first, last = inside[0], inside[-1]
-            times.append(_slope(stream.times_s[first : last + 1], stream.tokens[first : last + 1]))
-            contexts.append(step.tokens + (stream.tokens[first] + stream.tokens[last] - 1) / 2)
-        if not times:
+        spans = [[k for k, t in enumerate(s.times_s) if begins_s <= t <= ends_s] for s in streams]
+        shared = [(s, span[0], span[-1]) for s, span in zip(streams, spans, strict=True) if len(span) > 1]
+        if not shared:
             raise NotAnswered(
                 f"{self.client.url}: {step.batch} requests never decoded together: does the server take so "
                 "many at once (--max-num-seqs)? --max-batch asks for fewer"
             )
-        return [[step.batch, step.batch * statistics.fmean(contexts), statistics.median(times)]]
+        windows = min(max(1, wanted // _WINDOW), *(last - first for _, first, last in shared))
+        found = []
+        for window in range(windows):
+            times, contexts = [], []
+            for stream, begin, end in shared:
+                first, last = (begin + (end - begin) * edge // windows for edge in (window, window + 1))
+                times.append(_slope(stream.times_s[first : last + 1], stream.tokens[first : last + 1]))
+                contexts.append(step.tokens + (stream.tokens[first] + stream.tokens[last] - 1) / 2)
+            found.append([step.batch, step.batch * statistics.fmean(contexts), statistics.median(times)])
+        return found
 
     # ---- mixed --------------------------------------------------------------------------------------------
 

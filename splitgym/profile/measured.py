@@ -150,15 +150,25 @@ def fit(samples: Samples, least_slope_s: float = 0.0) -> Fit:
 
 def _mixed(samples: Samples, curve: dict[int, float], token: TokenFit) -> tuple[float, int, Quality]:
     """(factor, iterations that told it, errors)."""
-    ratios, times = [], []
+    times: dict[Point, list[tuple[float, float, float]]] = defaultdict(list)
     for (tokens, batch, context), t in _medians(samples.mixed).items():
-        prompt_ms, token_ms = value(curve, tokens), token.time(batch, context)
-        times.append((prompt_ms, token_ms, 1e3 * t))
-        if prompt_ms > SEEN * token_ms:
-            ratios.append(1e3 * t / prompt_ms)
-    factor = max(1.0, statistics.median(ratios)) if ratios else DEFAULT_MIXED
-    off = [max(factor * p, d) / t - 1 for p, d, t in times]
-    return factor, len(ratios), _quality(off, [], samples.mixed)
+        times[tokens, batch].append((value(curve, tokens), token.time(batch, context), 1e3 * t))
+    everything = [row for rows in times.values() for row in rows]
+    factor, seen = _factor(everything)
+    off = [max(factor * p, d) / t - 1 for p, d, t in everything]
+    held = []
+    for point, rows in times.items():
+        other, others = _factor([row for key, kept in times.items() if key != point for row in kept])
+        if others:
+            held += [max(other * p, d) / t - 1 for p, d, t in rows]
+    # Contexts are all different: a point is as many prompt tokens amid as many decodes.
+    return factor, seen, _quality(off, held, [((n, batch), t) for (n, batch, _), t in samples.mixed])
+
+
+def _factor(times: list[tuple[float, float, float]]) -> tuple[float, int]:
+    """(factor, iterations that told it) from times [ms] of (prompt alone, decodes alone, both)."""
+    ratios = [t / prompt for prompt, token, t in times if prompt > SEEN * token]
+    return (max(1.0, statistics.median(ratios)) if ratios else DEFAULT_MIXED), len(ratios)
 
 
 def _transfer(samples: Samples, token: TokenFit) -> tuple[float | None, float, float, Quality]:
