@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
-    "MEASURE": "--repeats 1 --output-tokens 16,64 --max-prompt 1024 --max-batch 4 --max-requests 200 --max-seconds 60",
+    "MEASURE": "--repeats 1 --output-tokens 16,64 --max-prompt 1024 --max-batch 4 --max-seconds 60",
     "GENERATIONS": "1",
     "IMPROVE_GENERATIONS": "1",
     "RATE": "20",
