@@ -18,6 +18,7 @@ from agents import scenarios
 from agents.config import RunConfig
 from agents.task import IDS, env_options
 from agents.vec import Together
+from splitgym import schedulers
 from splitgym.cluster import Cluster
 from splitgym.envs import SchedulingEnv
 from splitgym.envs.fleet import Fleet
@@ -217,7 +218,8 @@ class WorldsJudge:
     def __init__(self, config: RunConfig, prior: Any) -> None:
         self._config = config
         self._scenarios = scenarios.judged(config)
-        self._prior = np.array([scenarios.run(prior, one) for one in self._scenarios]).T
+        static = schedulers.sizing("static")
+        self._prior = np.array([scenarios.run((prior, static), one) for one in self._scenarios]).T
 
     def __call__(self, model: Any) -> dict[str, float]:
         own = score_model(self._config, model, self._scenarios, self._config.evaluation.temperature)

@@ -66,10 +66,31 @@ def processes(workers: int | None = None) -> Iterator[Map]:
         initializer=signal.signal,
         initargs=(signal.SIGINT, signal.SIG_IGN),
     )
+
+    def map_(function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterable[Any]:
+        with _interrupts_wait():
+            return pool.map(function, tasks)
+
     try:
-        yield pool.map
+        yield map_
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Hold Ctrl-C back meanwhile, also for processes that start now.
+
+    One that it ends before the initializer has run breaks its pool.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

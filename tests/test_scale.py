@@ -1,11 +1,15 @@
 """Runs on a Ray cluster: the same results as here, and none is lost when a worker dies."""
 
 import os
+import signal
 import socket
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,3 +187,32 @@ def test_local_processes() -> None:
     for workers in (1, 2):
         with processes(workers) as map:
             assert list(map(abs, [-3, 2, -1])) == [3, 2, 1]
+
+
+STARTING = """import time
+from splitgym.scale import processes
+
+if __name__ == "__main__":
+    try:
+        with processes(2) as apply:
+            print("open", flush=True)
+            list(apply(abs, range(50)))
+            time.sleep(60)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs signal masks")
+def test_an_interrupt_while_workers_start_ends_the_work_quietly(tmp_path: Path) -> None:
+    script = tmp_path / "starting.py"
+    script.write_text(STARTING)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, str(script)], start_new_session=True, **pipes)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "open\n"
+        time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.communicate(timeout=120) == ("interrupted\n", "")
+    finally:
+        process.kill()

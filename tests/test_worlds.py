@@ -17,7 +17,7 @@ from agents.training import resume, train  # noqa: E402
 from agents.worlds import draw_clusters, score_model, worlds  # noqa: E402
 from splitgym.errors import ConfigError  # noqa: E402
 from splitgym.policy import export_heuristic  # noqa: E402
-from splitgym.schedulers import Residual  # noqa: E402
+from splitgym.schedulers import Residual, sizing  # noqa: E402
 
 TINY: dict[str, Any] = {
     "algo": "maskable_ppo",
@@ -89,7 +89,7 @@ def test_a_policy_that_is_its_prior_scores_as_the_prior():
     model, found = model_of(made), scenarios.judged(made)
     assert {len(one.cluster.machine_row) for one in found} == {2, 3} and len(found) > 4
     scheduler = Residual(weights=tuple(find_prior(made.environment.prior).tolist()))
-    expected = np.array([scenarios.run(scheduler, one) for one in found]).T
+    expected = np.array([scenarios.run((scheduler, sizing("static")), one) for one in found]).T
     np.testing.assert_array_equal(score_model(made, model, found), expected)
     th.nn.init.normal_(model.policy.decision_net.scores.weight, std=20.0)
     assert not np.array_equal(score_model(made, model, found), expected)
