@@ -28,6 +28,7 @@ from agents.export import export_run
 from agents.runs import RunFolder, write_atomic
 from splitgym import policy as bundles
 from splitgym import trace as traces
+from splitgym.cli.options import progress, reading
 from splitgym.config import ClusterConfig, from_mapping, to_mapping
 from splitgym.errors import ConfigError, PolicyError, TraceError
 from splitgym.evaluation import Results, Workload, evaluate, paired_difference, write_page
@@ -113,7 +114,8 @@ def improve(
     """
     old = bundles.load(locate(bundle))
     algo = algorithm_of(old, bundle)
-    traffic = read_decision_log(logs, skip_bad=options.skip_bad)
+    with reading(logs, show=show) as tell:
+        traffic = read_decision_log(logs, skip_bad=options.skip_bad, progress=tell)
     cluster = _cluster(traffic, options.profile)
     about = {
         "logs": {path.name: _sha256(path) for path in logs},
@@ -132,13 +134,13 @@ def improve(
         if not (folder / "candidate" / MANIFEST).is_file():
             config = search_config(algo, cluster, folder, bundle, trace, windows, options)
             if not _search(config, folder / "search", show):
-                progress = RunFolder(folder / "search").progress()
-                sentence = f"interrupted after {progress['steps']} of {options.generations} generations"
+                done = RunFolder(folder / "search").progress()
+                sentence = f"interrupted after {done['steps']} of {options.generations} generations"
                 return Verdict(False, True, sentence, {})
             _clear(folder / "candidate")
             export_run(folder / "search", folder / "candidate", name=out.name)
         say(f"comparing on {windows.count} windows of the newest part of the log")
-        found = _judge(folder, bundle, cluster, windows, options)
+        found = _judge(folder, bundle, cluster, windows, options, show)
         write_atomic(folder / "verdict.json", json.dumps(found, indent=1, allow_nan=False))
     if found["won"]:
         _publish(folder / "candidate", out)
@@ -251,7 +253,7 @@ def _search(config: RunConfig, folder: Path, show: bool) -> bool:
 
 
 def _judge(
-    folder: Path, bundle: str, cluster: ClusterConfig, windows: Windows, options: ImproveOptions
+    folder: Path, bundle: str, cluster: ClusterConfig, windows: Windows, options: ImproveOptions, show: bool
 ) -> dict[str, Any]:
     """Old against new; writes the report."""
     entrants = [
@@ -259,7 +261,16 @@ def _judge(
         bundles.contender(folder / "candidate", cluster, name="new"),
     ]
     workload = windows.judged(folder / "traffic.parquet")
-    results = evaluate(entrants, cluster, [workload], range(windows.count), record=True)
+    kept = f"the candidate is in {folder}; the same command goes on"
+    with progress("comparing", len(entrants) * windows.count, kept, show) as (bar, task):
+        results = evaluate(
+            entrants,
+            cluster,
+            [workload],
+            range(windows.count),
+            progress=lambda run: bar.advance(task),
+            record=True,
+        )
     write_page(results, folder / ".report.html", "old")
     (folder / ".report.html").replace(folder / "report.html")
     content = verdict_of(results, options.tail)

@@ -133,3 +133,13 @@ def test_a_header_longer_than_the_limit_does_not_turn_in_circles(tmp_path):
     log.write(request(0, 0.0))
     log.close()
     assert read_decision_log(tmp_path / "log").requests == 1
+
+
+def test_bytes_read_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("splitgym.trace.importers.json_lines._TOLD_LINES", 2)
+    first = write(tmp_path / "one", start(), *(request(i, float(i)) for i in range(4)))
+    second = write(tmp_path / "two", *(request(i, float(i)) for i in range(4, 7)))
+    told = []
+    read_decision_log([first, second], progress=told.append)
+    assert told == sorted(told) and len(told) == 2 + 1 + 1 + 1
+    assert told[2] == first.stat().st_size and told[-1] == told[2] + second.stat().st_size

@@ -281,3 +281,16 @@ def test_azure_counts_from_its_first_block(tmp_path: Path, monkeypatch: pytest.M
     rows = [f"2024-05-10 00:{i // 60:02}:{i % 60:02}+00:00,10,2" for i in range(600)]
     trace = load_file(write(tmp_path, "\n".join([AZURE, *rows])))
     assert trace.arrival_s.tolist() == list(range(600))
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_bytes_read_are_told(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, "BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr(loaders, "BLOCK_ROWS", 100)
+    numbers = np.arange(1, 601)
+    path = tmp_path / f"t.{ending}"
+    save(Trace(numbers.astype(np.float64), numbers, numbers), path)
+    told: list[int] = []
+    assert len(load_file(path, progress=told.append)) == 600
+    assert told == sorted(told) and told[0] == 0 and told[-1] == path.stat().st_size
+    assert len(set(told)) > 4

@@ -12,6 +12,7 @@ from splitgym.cli.options import (
     complete_traces,
     make_folder,
     progress,
+    reading,
     refuse_to_replace,
 )
 from splitgym.errors import ConfigError
@@ -45,12 +46,15 @@ def trace_describe(
 
     if plot is not None:
         refuse_to_replace(plot, force, "--plot")
-    trace = load(name)
-    found = describe(trace)
+    with reading([Path(name)]) as tell:
+        trace = load(name, progress=tell)
+    with progress("describing", None):
+        found = describe(trace)
     print(json.dumps(found, indent=1) if as_json else "\n".join(f"{k}: {v}" for k, v in found.items()))
     if plot is not None:
         make_folder(plot.parent, "--plot")
-        draw(trace, plot)
+        with progress("drawing", None):
+            draw(trace, plot)
 
 
 def trace_synth(
@@ -85,7 +89,8 @@ def trace_synth(
     else:
         if tables is not None:
             refuse_to_replace(tables, force, "--tables")
-        original = load(source)
+        with reading([Path(source)]) as tell:
+            original = load(source, progress=tell)
         with progress("fitting", None) as (bar, task):
             fitted = fit(original, name)
     seconds = duration or float(fitted["fitted_to"]["duration_s"])

@@ -10,7 +10,15 @@ from rich.console import Console
 
 from splitgym.cli.imports import SkipBad
 from splitgym.cli.learning import contender_of
-from splitgym.cli.options import AsJson, Force, make_folder, progress, refuse_to_replace, say_stand_ins
+from splitgym.cli.options import (
+    AsJson,
+    Force,
+    make_folder,
+    progress,
+    reading,
+    refuse_to_replace,
+    say_stand_ins,
+)
 from splitgym.cli.shell import FAILED
 from splitgym.config import ClusterConfig, load_yaml, make, parse_machines
 from splitgym.errors import SplitgymError
@@ -138,7 +146,8 @@ def compare_log(
             batching={"rule": "vllm"},
             transfer={"mode": "serial"},
         )
-    traffic = read_decision_log(logs, skip_bad=skip_bad)
+    with reading(logs) as tell:
+        traffic = read_decision_log(logs, skip_bad=skip_bad, progress=tell)
     with progress("simulating", min(last or traffic.requests, traffic.requests)) as (bar, task):
         found = comparing.compare_log(
             traffic,

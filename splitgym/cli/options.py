@@ -1,7 +1,7 @@
 """Options that several commands share, and what turns them into arguments."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -94,7 +94,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
 @contextmanager
 def progress(
-    text: str, total: float | None, kept: str = "nothing was written"
+    text: str, total: float | None, kept: str = "nothing was written", show: bool = True
 ) -> Iterator[tuple[Progress, TaskID]]:
     """A bar with the time left, on stderr where that is a terminal.
 
@@ -102,15 +102,28 @@ def progress(
         text: what goes on.
         total: steps in all, None where nobody knows.
         kept: what Ctrl-C leaves; it is said then.
+        show: False leaves the bar out.
     """
     screen = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+        with Progress(
+            *columns, console=screen, transient=True, disable=not (show and screen.is_terminal)
+        ) as bar:
             yield bar, bar.add_task(text, total=total)
     except KeyboardInterrupt:
         print(f"interrupted: {kept}", file=sys.stderr)
         raise
+
+
+@contextmanager
+def reading(
+    paths: Sequence[Path], kept: str = "nothing was written", show: bool = True
+) -> Iterator[Callable[[int], None]]:
+    """A bar while files are read: what it gives is told the bytes of all of them that were read so far."""
+    total = sum(path.stat().st_size for path in paths if path.is_file())
+    with progress("reading", total, kept, show) as (bar, task):
+        yield lambda done: bar.update(task, completed=done)
 
 
 def words(text: str) -> list[str]:

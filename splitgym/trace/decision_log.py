@@ -3,7 +3,7 @@
 `splitgym.trace.importers.router_log` reads the lines, also those that a crash or a clock has hurt.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -88,17 +88,22 @@ class LoggedTraffic:
         return sum(len(run.requests) for run in self.runs)
 
 
-def read_decision_log(paths: str | Path | Sequence[str | Path], *, skip_bad: bool = False) -> LoggedTraffic:
+def read_decision_log(
+    paths: str | Path | Sequence[str | Path],
+    *,
+    skip_bad: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> LoggedTraffic:
     """Read a decision log, or several that belong together.
 
     Args:
-        paths, skip_bad: see `splitgym.trace.importers.router_log.read_log`.
+        paths, skip_bad, progress: see `splitgym.trace.importers.router_log.read_log`.
 
     Raises:
         TraceError: as `read_log`; or a field of a request that cannot be used, or no request at all; names
             file, line and field.
     """
-    log = read_log([paths] if isinstance(paths, str | Path) else paths, skip_bad=skip_bad)
+    log = read_log([paths] if isinstance(paths, str | Path) else paths, skip_bad=skip_bad, progress=progress)
     runs = []
     for number, found in enumerate(log.runs, 1):
         if found.requests:

@@ -5,7 +5,7 @@ rows costs little more than its three arrays (24 bytes a row). Formats are told 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,7 +32,9 @@ BLOCK_ROWS = 1 << 17
 Columns = dict[str, NDArray[Any]]
 
 
-def load_file(path: str | Path, name: str | None = None) -> Trace:
+def load_file(
+    path: str | Path, name: str | None = None, *, progress: Callable[[int], None] | None = None
+) -> Trace:
     """Read a trace file.
 
     Formats, by column names: ours (`arrival_s, prompt_tokens, output_tokens[, max_tokens]`), Azure 2023 and
@@ -43,6 +45,7 @@ def load_file(path: str | Path, name: str | None = None) -> Trace:
     Args:
         path: `.csv` or `.parquet`.
         name: the trace's name; default: the one saved in the file, or the file's.
+        progress: called after each block with about the bytes read so far.
 
     Raises:
         TraceError: the file is missing, empty, of no known format, or has a row that is no request; names the
@@ -50,7 +53,10 @@ def load_file(path: str | Path, name: str | None = None) -> Trace:
     """
     path = _checked(path)
     try:
-        *_, gather = _read(path)
+        size = path.stat().st_size
+        for gather in _read(path):
+            if progress is not None:
+                progress(round(gather.share_read * size))
         return gather.trace(name)
     except OSError as error:
         raise TraceError(f"{path}: cannot be read ({error})") from None
@@ -167,6 +173,7 @@ class _Gather:
             ours: _Column(np.float64 if ours == "arrival_s" else np.int64) for ours in self.wanted
         }
         self.rows = 0
+        self.share_read = 0.0
         self.last_s = 0.0
         self.start_ns: int | None = None
         taken = {*self.wanted.values(), *schema.dropped, *(column for column, _ in self.fixed)}
@@ -296,8 +303,10 @@ def _read_csv(path: Path) -> Iterator[_Gather]:
     read = pa_csv.ReadOptions(skip_rows=head.line - 1, block_size=BLOCK_BYTES)
     try:
         with pa_csv.open_csv(path, read_options=read, convert_options=convert) as reader:
-            for batch in reader:
+            size = path.stat().st_size
+            for number, batch in enumerate(reader, 1):
                 gather.add(batch)
+                gather.share_read = min(1.0, number * BLOCK_BYTES / size)
                 yield gather
     except pa.ArrowInvalid as error:
         # Rare, so it may take its time: find the row that pyarrow only speaks of.
@@ -319,6 +328,7 @@ def _read_parquet(path: Path) -> Iterator[_Gather]:
             yield gather
             for batch in _batches(file, gather.file_columns()):
                 gather.add(batch)
+                gather.share_read = gather.rows / max(1, file.metadata.num_rows)
                 yield gather
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise TraceError(f"{path}: cannot be read as a Parquet trace ({error})") from None

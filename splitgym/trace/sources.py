@@ -55,7 +55,9 @@ def names() -> tuple[str, ...]:
     return (*ORIGINALS, *synth.names())
 
 
-def load(name_or_path: str | Path, *, download: bool = True) -> Trace:
+def load(
+    name_or_path: str | Path, *, download: bool = True, progress: Callable[[int], None] | None = None
+) -> Trace:
     """A trace by name, or from a file.
 
     Args:
@@ -63,6 +65,7 @@ def load(name_or_path: str | Path, *, download: bool = True) -> Trace:
             the cache, then downloaded), `azure-code-synth`, `azure-conv-synth` (one generated hour, offline),
             or the path of a CSV or Parquet file (see `load_file`).
         download: False raises where an original would have to be downloaded.
+        progress: called with about the bytes of a file that were read so far.
 
     Raises:
         TraceError: an unknown name, a file that cannot be used, or a download that failed.
@@ -78,7 +81,7 @@ def load(name_or_path: str | Path, *, download: bool = True) -> Trace:
         raise TraceError(
             f"{name!r} is no trace: expected {', '.join(names())}, or the path of a .csv or .parquet"
         )
-    return load_file(name)
+    return load_file(name, progress=progress)
 
 
 def fetch(

@@ -8,12 +8,18 @@ from typing import Any
 from splitgym.errors import TraceError
 from splitgym.trace.importers.collect import Place
 
+_TOLD_LINES = 1_000
 Mend = Callable[[str], dict[str, Any] | None]
 """What can be saved of a line that is no JSON; None: nothing."""
 
 
 def objects(
-    path: Path, notes: list[str], *, skip_bad: bool = False, mend: Mend | None = None
+    path: Path,
+    notes: list[str],
+    *,
+    skip_bad: bool = False,
+    mend: Mend | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[Place, dict[str, Any]]]:
     """The JSON object of every line that is not empty.
 
@@ -22,14 +28,19 @@ def objects(
         notes: what was left out or mended is added.
         skip_bad: leave lines out that are no JSON object, instead of stopping.
         mend: tried on a line that is none.
+        progress: called now and then, and at the end, with the bytes read so far.
 
     Raises:
         TraceError: the file cannot be read, or a line is no JSON object.
     """
     bad: list[int] = []
+    done = 0
     try:
         with path.open("rb") as file:
             for number, raw in enumerate(file, 1):
+                done += len(raw)
+                if progress is not None and number % _TOLD_LINES == 0:
+                    progress(done)
                 if not raw.strip():
                     continue
                 place = Place(path, number)
@@ -56,6 +67,8 @@ def objects(
                     raise place.error(f"holds {type(found).__name__}, expected a JSON object a line")
     except OSError as error:
         raise TraceError(f"{path}: cannot be read ({error.strerror})") from None
+    if progress is not None:
+        progress(done)
     if bad:
         more = ", ..." if len(bad) > 5 else ""
         lines = ", ".join(map(str, bad[:5]))

@@ -8,9 +8,10 @@ before it.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -65,12 +66,15 @@ class RouterLog:
         return [request for run in self.runs for request in run.requests]
 
 
-def read_log(paths: Sequence[str | Path], *, skip_bad: bool = False) -> RouterLog:
+def read_log(
+    paths: Sequence[str | Path], *, skip_bad: bool = False, progress: Callable[[int], None] | None = None
+) -> RouterLog:
     """Read decision logs.
 
     Args:
         paths: files, oldest first (a rotated `decisions.jsonl.1` before `decisions.jsonl`).
         skip_bad: leave lines out that are no JSON object, instead of stopping.
+        progress: called with the bytes read so far, of all files.
 
     Raises:
         TraceError: a file that is missing or no decision log; a line that is none of its lines; names it.
@@ -79,10 +83,13 @@ def read_log(paths: Sequence[str | Path], *, skip_bad: bool = False) -> RouterLo
         raise TraceError("name at least one decision log")
     notes: list[str] = []
     runs: list[Run] = []
+    before = 0
     for path in map(Path, paths):
         if not path.is_file():
             raise TraceError(f"{path}: no such decision log")
-        for place, line in objects(path, notes, skip_bad=skip_bad, mend=_after_a_crash):
+        tell = None if progress is None else partial(_told, progress, before)
+        before += path.stat().st_size
+        for place, line in objects(path, notes, skip_bad=skip_bad, mend=_after_a_crash, progress=tell):
             _check(place, line)
             if runs and _again(line, runs[-1].start):
                 continue
@@ -103,6 +110,10 @@ def read_log(paths: Sequence[str | Path], *, skip_bad: bool = False) -> RouterLo
     if not runs:
         raise TraceError(f"{Path(paths[0])}: the log is empty")
     return RouterLog(Path(paths[0]), runs, notes)
+
+
+def _told(progress: Callable[[int], None], before: int, done: int) -> None:
+    progress(before + done)
 
 
 def from_log(
