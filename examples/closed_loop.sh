@@ -2,7 +2,7 @@
 # From nothing to an improved policy bundle, on simulated engines, on this machine alone:
 #   measure -> train -> evaluate -> route live load -> log -> compare-log -> improve -> hot swap
 #
-#   examples/closed_loop.sh                     about 3 minutes on 2 cores once the simulator is compiled, 5 before
+#   examples/closed_loop.sh                     3.5 minutes on 2 cores once the simulator is compiled, 5 before
 #   LOAD_S=20 RATE=6 ... examples/closed_loop.sh      every number below can be set
 #
 # Real servers take the engines' place with their own URLs in router.yaml. It listens on 127.0.0.1 only, needs
