@@ -91,7 +91,9 @@ def commands(path: Path) -> Iterator[tuple[int, list[str]]]:
             place += 1
         text = text.replace("python train.py --demo", "").replace("python train.py", "splitgym train")
         text = re.sub(r"\.\.\.(?= |$)", "", text)  # "and so on", in the lab book
-        words = ["1" if re.fullmatch("1?[A-Z]", word) else word for word in shlex.split(text, comments=True)]
+        words = [
+            "1" if re.fullmatch(r"\d?[A-Z]", word) else word for word in shlex.split(text, comments=True)
+        ]
         if words:
             yield number, [word for word in words[1:] if word != "&"]
 
