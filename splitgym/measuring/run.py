@@ -151,7 +151,7 @@ async def _run(sweep: Sweep, store: Store, tell: Tell) -> tuple[str, int]:
         for step in plan.steps:
             if store.done(step) > repeat or (repeat >= limits.repeats and store.steady(step)):
                 continue
-            done += repeat < limits.repeats
+            done, total = done + 1, total + (repeat >= limits.repeats)  # an unsteady step's run comes on top
             tell(done, total, step.name)
             if sweep.sent + plan.requests(step) > limits.requests:
                 return f"{limits.requests} requests were sent", moved
