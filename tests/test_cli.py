@@ -22,6 +22,7 @@ from splitgym.cli import learning, shell
 from splitgym.config import ClusterConfig
 from splitgym.errors import SplitgymError
 from splitgym.evaluation import Contender
+from tests import terminal
 
 SMALL = ["--cluster", "h100-80gb:1P1T", "--model", "llama2-70b", "--duration", "4", "--warmup", "1"]
 
@@ -281,9 +282,7 @@ def test_ctrl_c_leaves_what_was_finished(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "splitgym.cli", "sweep", *SMALL[2:], "--cluster", "h100-80gb:1P1T"]
     words += ["--workload", "poisson:azure-code-synth", "--rates", "8,9,10", "--policies", "index"]
     words += ["--workers", "2", "--out", str(tmp_path), "--seeds"]
-    process = subprocess.Popen(
-        [*words, "2000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = terminal.start([*words, "2000"])
     kept = tmp_path / "sweep.jsonl"
     try:
         while process.poll() is None and not (kept.is_file() and kept.stat().st_size):

@@ -136,7 +136,7 @@ def test_a_header_longer_than_the_limit_does_not_turn_in_circles(tmp_path):
 
 
 def test_bytes_read_are_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("splitgym.trace.importers.json_lines._TOLD_LINES", 2)
+    monkeypatch.setattr("splitgym.trace.importers.json_lines.TOLD_LINES", 2)
     first = write(tmp_path / "one", start(), *(request(i, float(i)) for i in range(4)))
     second = write(tmp_path / "two", *(request(i, float(i)) for i in range(4, 7)))
     told = []

@@ -3,13 +3,11 @@
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +28,7 @@ from splitgym.provisioning import (
 )
 from splitgym.scale import processes, ray_tasks, workers_for
 from splitgym.trace import load
+from tests import terminal
 
 SMALL = parse("poisson:azure-conv-synth@1", duration_s=6, warmup_s=1, part="all")
 
@@ -207,8 +206,7 @@ if __name__ == "__main__":
 def test_an_interrupt_while_workers_start_ends_the_work_quietly(tmp_path: Path) -> None:
     script = tmp_path / "starting.py"
     script.write_text(STARTING)
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, str(script)], start_new_session=True, **pipes)
+    process = terminal.start([sys.executable, str(script)])
     try:
         assert process.stdout is not None and process.stdout.readline() == "open\n"
         time.sleep(0.05)

@@ -359,3 +359,22 @@ def test_the_commands_write_and_never_overwrite(
         words = ["--name", "mine", "--force", "--json"]
         assert run(monkeypatch, "trace", command, str(source), "--out", str(out), *words) == 0
         assert json.loads(capsys.readouterr().out)["name"] == "mine" and load_file(out).name == "mine"
+
+
+@pytest.mark.parametrize("reads", ["openai", "burstgpt", "mooncake"])
+def test_progress_tells_the_bytes_read(tmp_path: Path, reads: str) -> None:
+    path, told = tmp_path / "many", []
+    if reads == "burstgpt":
+        head = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+        path.write_text(head + "".join(f"{i},GPT-4,7,3,10,API log\n" for i in range(2_500)))
+        found = from_burstgpt(path, progress=told.append)
+    elif reads == "mooncake":
+        line = '{{"timestamp": {}, "input_length": 7, "output_length": 3, "hash_ids": []}}\n'
+        path.write_text("".join(line.format(i) for i in range(2_500)))
+        found = from_mooncake(path, progress=told.append)
+    else:
+        line = '{{"created": {}, "usage": {{"prompt_tokens": 7, "completion_tokens": 3}}}}\n'
+        path.write_text("".join(line.format(1_700_000_000 + i) for i in range(2_500)))
+        found = from_openai_jsonl(path, progress=told.append)
+    assert len(found.trace) == 2_500
+    assert len(told) >= 2 and told == sorted(told) and 0 < told[0] < told[-1] <= path.stat().st_size

@@ -2,13 +2,13 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from splitgym.cli.options import AsJson, Force, make_folder, progress, refuse_to_replace, words
+from splitgym.cli.options import AsJson, Force, make_folder, reading, refuse_to_replace, words
 
 if TYPE_CHECKING:
     from splitgym.trace.importers import Imported
@@ -46,7 +46,12 @@ def from_log(
     refuse_to_replace(out, force)
     clock = Clock(trust=trust_clock)
     counted = words(outcomes)
-    _write(lambda: read(logs, outcomes=counted, skip_bad=skip_bad, clock=clock, name=name), out, as_json)
+    _write(
+        lambda tell: read(logs, outcomes=counted, skip_bad=skip_bad, clock=clock, name=name, progress=tell),
+        logs,
+        out,
+        as_json,
+    )
 
 
 def from_openai_jsonl(
@@ -70,7 +75,12 @@ def from_openai_jsonl(
 
     refuse_to_replace(out, force)
     clock = Clock(back_s=BACK_S, trust=trust_clock, scatter_s=scatter, seed=seed)
-    _write(lambda: read(file, skip_bad=skip_bad, clock=clock, name=name), out, as_json)
+    _write(
+        lambda tell: read(file, skip_bad=skip_bad, clock=clock, name=name, progress=tell),
+        [file],
+        out,
+        as_json,
+    )
 
 
 def from_burstgpt(
@@ -94,7 +104,12 @@ def from_burstgpt(
 
     refuse_to_replace(out, force)
     clock = Clock(trust=trust_clock, scatter_s=scatter, seed=seed)
-    _write(lambda: read(file, model=model, log_type=log_type, clock=clock, name=name), out, as_json)
+    _write(
+        lambda tell: read(file, model=model, log_type=log_type, clock=clock, name=name, progress=tell),
+        [file],
+        out,
+        as_json,
+    )
 
 
 def from_mooncake(
@@ -117,7 +132,12 @@ def from_mooncake(
 
     refuse_to_replace(out, force)
     clock = Clock(trust=trust_clock, scatter_s=scatter, seed=seed)
-    _write(lambda: read(file, skip_bad=skip_bad, clock=clock, name=name), out, as_json)
+    _write(
+        lambda tell: read(file, skip_bad=skip_bad, clock=clock, name=name, progress=tell),
+        [file],
+        out,
+        as_json,
+    )
 
 
 def from_vllm_bench(
@@ -139,15 +159,22 @@ def from_vllm_bench(
     from splitgym.trace.importers import from_vllm_bench as read
 
     refuse_to_replace(out, force)
-    _write(lambda: read(file, rate_per_s=rate, clock=Clock(seed=seed), name=name), out, as_json)
+    _write(
+        lambda tell: read(file, rate_per_s=rate, clock=Clock(seed=seed), name=name),  # one JSON object
+        [file],
+        out,
+        as_json,
+    )
 
 
-def _write(read: Callable[[], "Imported"], out: Path, as_json: bool) -> None:
+def _write(
+    read: Callable[[Callable[[int], None]], "Imported"], files: Sequence[Path], out: Path, as_json: bool
+) -> None:
     from splitgym.trace import save
     from splitgym.trace.describe import describe
 
-    with progress("reading", None):
-        found = read()
+    with reading(files) as tell:
+        found = read(tell)
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
     make_folder(out.parent)

@@ -1,6 +1,7 @@
 """Requests found in a file, gathered into a trace: their sizes checked, their clock watched."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,10 @@ from splitgym.trace.transforms import generators
 from splitgym.types import UNKNOWN
 
 DAY_S = 86400.0
+TOLD_LINES = 1_000
+"""Lines between two words on the progress."""
+Told = Callable[[int], None]
+"""Is told the bytes read so far."""
 
 
 class Place(NamedTuple):

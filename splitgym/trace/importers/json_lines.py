@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from splitgym.errors import TraceError
-from splitgym.trace.importers.collect import Place
+from splitgym.trace.importers.collect import TOLD_LINES, Place, Told
 
-_TOLD_LINES = 1_000
 Mend = Callable[[str], dict[str, Any] | None]
 """What can be saved of a line that is no JSON; None: nothing."""
 
@@ -19,7 +18,7 @@ def objects(
     *,
     skip_bad: bool = False,
     mend: Mend | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Told | None = None,
 ) -> Iterator[tuple[Place, dict[str, Any]]]:
     """The JSON object of every line that is not empty.
 
@@ -39,7 +38,7 @@ def objects(
         with path.open("rb") as file:
             for number, raw in enumerate(file, 1):
                 done += len(raw)
-                if progress is not None and number % _TOLD_LINES == 0:
+                if progress is not None and number % TOLD_LINES == 0:
                     progress(done)
                 if not raw.strip():
                     continue

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from splitgym.errors import TraceError
-from splitgym.trace.importers.collect import Clock, Collector, Imported, Place
+from splitgym.trace.importers.collect import Clock, Collector, Imported, Place, Told
 from splitgym.trace.importers.json_lines import objects
 
 TIMES = (
@@ -34,7 +34,12 @@ _LATEST_S = 4102444800.0  # the year 2100
 
 
 def from_openai_jsonl(
-    path: str | Path, *, skip_bad: bool = False, clock: Clock | None = None, name: str | None = None
+    path: str | Path,
+    *,
+    skip_bad: bool = False,
+    clock: Clock | None = None,
+    name: str | None = None,
+    progress: Told | None = None,
 ) -> Imported:
     """Recorded answers as a trace.
 
@@ -43,6 +48,7 @@ def from_openai_jsonl(
         skip_bad: leave lines out that are no JSON object, instead of stopping.
         clock: how far times may jump.
         name: of the trace.
+        progress: called now and then with the bytes read so far.
 
     Raises:
         TraceError: no such file, a line without what is needed, or a clock that jumps; names the line.
@@ -51,7 +57,7 @@ def from_openai_jsonl(
     if not path.is_file():
         raise TraceError(f"{path}: no such file")
     out = Collector("OpenAI JSON lines", clock or Clock(back_s=BACK_S))
-    for place, line in objects(path, out.notes, skip_bad=skip_bad):
+    for place, line in objects(path, out.notes, skip_bad=skip_bad, progress=progress):
         parts = list(_parts(line))
         if _failed(parts):
             out.left_out["failed"] += 1

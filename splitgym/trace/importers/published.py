@@ -5,10 +5,11 @@ Mooncake: Qin et al., Mooncake: A KVCache-centric Disaggregated Architecture for
 """
 
 import csv
+from io import TextIOWrapper
 from pathlib import Path
 
 from splitgym.errors import TraceError
-from splitgym.trace.importers.collect import Clock, Collector, Imported, Place
+from splitgym.trace.importers.collect import TOLD_LINES, Clock, Collector, Imported, Place, Told
 from splitgym.trace.importers.json_lines import objects
 
 BURSTGPT = ("Timestamp", "Model", "Request tokens", "Response tokens")
@@ -21,6 +22,7 @@ def from_burstgpt(
     log_type: str | None = None,
     clock: Clock | None = None,
     name: str | None = None,
+    progress: Told | None = None,
 ) -> Imported:
     """A BurstGPT file as a trace. Rows without response tokens are failures and left out.
 
@@ -30,6 +32,7 @@ def from_burstgpt(
         log_type: only these (`Conversation log`, `API log`).
         clock: how far times may jump.
         name: of the trace.
+        progress: called now and then with the bytes read so far.
 
     Raises:
         TraceError: another format, or a bad row; names the line.
@@ -37,7 +40,7 @@ def from_burstgpt(
     path = Path(path)
     out = Collector("BurstGPT, CSV", clock or Clock())
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open("rb") as raw, TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
             heads = list(rows.fieldnames or ())
             wanted = (*BURSTGPT, *(("Log Type",) if log_type else ()))
@@ -51,6 +54,8 @@ def from_burstgpt(
                 if short is not None:
                     raise short.error(f"has fewer columns than the first line ({len(heads)})")
                 place = Place(path, rows.line_num)
+                if progress is not None and rows.line_num % TOLD_LINES == 0:
+                    progress(raw.tell())
                 if any(row[head] is None for head in wanted):
                     short = place  # an error, but for the last line
                     continue
@@ -74,7 +79,12 @@ def from_burstgpt(
 
 
 def from_mooncake(
-    path: str | Path, *, skip_bad: bool = False, clock: Clock | None = None, name: str | None = None
+    path: str | Path,
+    *,
+    skip_bad: bool = False,
+    clock: Clock | None = None,
+    name: str | None = None,
+    progress: Told | None = None,
 ) -> Imported:
     """A Mooncake trace. Shared prefixes (`hash_ids`) are not used: each prompt counts in full.
 
@@ -83,6 +93,7 @@ def from_mooncake(
         skip_bad: leave lines out that are no JSON object, instead of stopping.
         clock: how far times may jump.
         name: of the trace.
+        progress: called now and then with the bytes read so far.
 
     Raises:
         TraceError: another format, or a bad line; names it.
@@ -91,7 +102,7 @@ def from_mooncake(
     if not path.is_file():
         raise TraceError(f"{path}: no such file")
     out = Collector("Mooncake, JSON lines", clock or Clock())
-    for place, line in objects(path, out.notes, skip_bad=skip_bad):
+    for place, line in objects(path, out.notes, skip_bad=skip_bad, progress=progress):
         missing = [key for key in ("timestamp", "input_length", "output_length") if key not in line]
         if missing:
             raise place.error(f"lacks {missing[0]}: expected timestamp [ms], input_length, output_length")

@@ -8,7 +8,7 @@ before it.
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from splitgym.errors import TraceError
-from splitgym.trace.importers.collect import Clock, Collector, Imported, Place
+from splitgym.trace.importers.collect import Clock, Collector, Imported, Place, Told
 from splitgym.trace.importers.json_lines import objects
 
 VERSION = 1
@@ -67,7 +67,7 @@ class RouterLog:
 
 
 def read_log(
-    paths: Sequence[str | Path], *, skip_bad: bool = False, progress: Callable[[int], None] | None = None
+    paths: Sequence[str | Path], *, skip_bad: bool = False, progress: Told | None = None
 ) -> RouterLog:
     """Read decision logs.
 
@@ -112,7 +112,7 @@ def read_log(
     return RouterLog(Path(paths[0]), runs, notes)
 
 
-def _told(progress: Callable[[int], None], before: int, done: int) -> None:
+def _told(progress: Told, before: int, done: int) -> None:
     progress(before + done)
 
 
@@ -123,11 +123,12 @@ def from_log(
     skip_bad: bool = False,
     clock: Clock | None = None,
     name: str | None = None,
+    progress: Told | None = None,
 ) -> Imported:
     """The requests of decision logs as a trace; `rows` count the requests of `read_log(paths).requests`.
 
     Args:
-        paths, skip_bad: see `read_log`.
+        paths, skip_bad, progress: see `read_log`.
         outcomes: which requests count; others have no output length, or not their own.
         clock: of the whole; gaps between runs are looked at, not those within.
         name: of the trace.
@@ -138,7 +139,7 @@ def from_log(
     unknown = [word for word in outcomes if word not in OUTCOMES]
     if unknown:
         raise TraceError(f"outcome {unknown[0]!r}: expected {', '.join(OUTCOMES)}")
-    log = read_log(paths, skip_bad=skip_bad)
+    log = read_log(paths, skip_bad=skip_bad, progress=progress)
     clock = clock or Clock()
     # Lines stand in the order in which requests ended; the steady clock needs no watching.
     out = Collector("router log", Clock(trust=True, scatter_s=clock.scatter_s, seed=clock.seed), log.notes)
