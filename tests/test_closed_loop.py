@@ -11,6 +11,7 @@ import pytest
 
 from splitgym.policy import load
 from splitgym.trace.decision_log import read_decision_log
+from tests.ports import free_ports
 
 pytest.importorskip("torch")
 
@@ -23,22 +24,6 @@ SMALL = {
     "LOAD_S": "26",
     "WINDOW_S": "8",
 }
-
-
-def free_ports(count: int) -> int:
-    """The first of so many consecutive ports that nobody listens at."""
-    for port in range(21_000 + os.getpid() % 5000, 60_000, count):
-        sockets = [socket.socket() for _ in range(count)]
-        try:
-            for offset, one in enumerate(sockets):
-                one.bind(("127.0.0.1", port + offset))
-            return port
-        except OSError:
-            continue
-        finally:
-            for one in sockets:
-                one.close()
-    raise AssertionError("no free ports")
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ import asyncio
 import json
 import math
 import random
-import socket
 import sys
 import threading
 import time
@@ -32,6 +31,7 @@ from splitgym.router.engine import EngineOptions, running
 from splitgym.router.engine.call import Call
 from splitgym.router.engine.server import EngineServer
 from tests.engine_help import in_thread
+from tests.ports import free_ports
 from tests.test_cli import run
 from tests.tiny import tiny_profile
 from tests.virtual_time import virtual_time
@@ -214,9 +214,7 @@ def test_a_plan_keeps_to_the_room_there_is() -> None:
 def test_steps_ask_for_what_they_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Requests are counted before they are sent, so that the limit holds."""
     limits = Limits(requests=20, repeats=1, output_tokens=4, max_prompt=256, max_batch=2)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        options = replace(OPTIONS, port=min(free.getsockname()[1], 65000))
+    options = replace(OPTIONS, port=free_ports(2))  # the same for both calls
     outcome = in_virtual_time(monkeypatch, limits, tmp_path / "m.jsonl", options)
     assert outcome.stopped == "20 requests were sent" and 16 < outcome.requests <= 20
     again = in_virtual_time(monkeypatch, replace(limits, requests=900), tmp_path / "m.jsonl", options)
