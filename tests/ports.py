@@ -5,7 +5,7 @@ import socket
 
 
 def free_ports(count: int) -> int:
-    """The first of so many consecutive ports, at most 16, that nobody listens at; each process has its own."""
+    """The first of so many consecutive ports, at most 16, that nobody listens at; no other process gets it."""
     for port in range(21_000 + os.getpid() * 16 % 8_000, 60_000, 16):
         sockets = [socket.socket() for _ in range(count)]
         try:
