@@ -5,7 +5,7 @@ import socket
 
 
 def free_ports(count: int) -> int:
-    """The first of so many consecutive ports, at most 16, that nobody listens at; no other process gets it."""
+    """The first of so many consecutive ports (16 at most) that nobody listens at, in this process alone."""
     for port in range(21_000 + os.getpid() * 16 % 8_000, 60_000, 16):
         sockets = [socket.socket() for _ in range(count)]
         try:
