@@ -47,6 +47,8 @@ def evaluate(
     policies: Annotated[
         str,
         typer.Option(
+            "--policies",
+            "--policy",
             help="Comma-separated: a scheduler, with pool sizing (index+reactive), on other pools "
             "(splitwise@h100-80gb:6P2T); vllm (no split, vLLM's batching); the run folder of an agent; a "
             "policy bundle's folder or pretrained:NAME.",
