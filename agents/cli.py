@@ -144,7 +144,7 @@ def improve(
     run_dir: Annotated[
         Path | None, typer.Option("--run-dir", help="Folder of the improvement; default OUT.run.")
     ] = None,
-    generations: Annotated[int, typer.Option(min=1, help="Of the search.")] = 40,
+    generations: Annotated[int, typer.Option(min=1, help="Of the search; of a network, updates.")] = 40,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same result.")] = 0,
     tail: Annotated[
         float, typer.Option(min=1, help="The p99 of the TTFT slowdown may grow by this factor, if above 6.")

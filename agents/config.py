@@ -89,6 +89,10 @@ class LearnerConfig:
     """It falls linearly to this."""
     hidden: int = Field(default=64, ge=1)
     """Width of the networks."""
+    start: str | None = None
+    """Begin with the network of this bundle (of the same width, and the same prior or none); its value, which
+    a bundle does not hold, begins anew: `warm_start.fits: value` teaches it.
+    """
     prior_scale: float = Field(default=20.0, gt=0)
     """With `environment.prior`: logits are its costs times this. Larger: closer to its likeliest decision."""
     discount_s: float = Field(default=10.0, gt=0)
@@ -342,6 +346,8 @@ class RunConfig:
             raise ValueError(
                 "environment.prior is for ppo, maskable_ppo or a2c that route; es begins from evolution.start"
             )
+        if self.learner.start and self.algo in ("dqn", *EVOLVED):
+            raise ValueError("learner.start is for ppo, maskable_ppo or a2c; es begins from evolution.start")
         if self.algo != "dqn" and self.learner.num_envs * self.on_policy.n_steps < 2:
             raise ValueError("learner.num_envs x on_policy.n_steps must be at least 2")
         return self

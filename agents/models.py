@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from sb3_contrib import MaskablePPO
@@ -14,7 +15,9 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from agents.config import RunConfig, rates
 from agents.discounting import RealTimeMaskableRolloutBuffer, RealTimeReplayBuffer, RealTimeRolloutBuffer
 from agents.policies import MaskableScorerPolicy, ScorerPolicy
+from splitgym import policy as bundles
 from splitgym.errors import ConfigError
+from splitgym.policy.runtimes import ScorerRuntime
 
 COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_n_calls")
 """Attributes of a model that a checkpoint keeps beside its tensors."""
@@ -152,6 +155,25 @@ def load_parameters(model: Any, path: Path) -> None:
         model.set_parameters(parameters, exact_match=True, device="cpu")
     except Exception as error:  # zip, torch and SB3 each raise their own kinds
         raise ConfigError(f"{path} does not fit its run's config.yaml ({error})") from None
+
+
+def load_network(model: Any, bundle: str) -> None:
+    """Set a model's decisions to the network of a bundle. Its value stays as it is.
+
+    Raises:
+        ConfigError: the bundle holds no network of ours, or one of another shape.
+    """
+    policy = bundles.load(bundles.locate(bundle))
+    runtime = getattr(policy, "runtime", None)
+    if not isinstance(runtime, ScorerRuntime):
+        raise ConfigError(f"{bundle} holds no network that `splitgym export` wrote with weights.npz")
+    tensors = {name: th.as_tensor(np.array(array)) for name, array in runtime.weights.items()}
+    if len(policy.prior):  # type: ignore[attr-defined]
+        tensors["prior"] = th.as_tensor(policy.prior, dtype=th.float32)  # type: ignore[attr-defined]
+    try:
+        model.policy.decision_net.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ConfigError(f"{bundle} does not fit learner.start of this run ({error})") from None
 
 
 def counters(model: Any) -> dict[str, int]:

@@ -9,7 +9,7 @@ from agents.evolution import load_residual
 from agents.runs import PRIOR_FILE
 from splitgym.errors import ConfigError
 from splitgym.observation import prior_weights
-from splitgym.policy import complete, is_bundle, load, locate
+from splitgym.policy import NetworkPolicy, complete, is_bundle, load, locate
 from splitgym.schedulers import Residual
 from splitgym.schedulers.index import HINGES, NUM_WEIGHTS, Index
 from splitgym.schedulers.residual import index_weights
@@ -34,6 +34,8 @@ def find_prior(text: str | None) -> NDArray[np.float64]:
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(f"{text}: no weights of a prior ({error})") from None
     found = complete(load(locate(text)))[0] if is_bundle(text) else load_residual(text)
+    if isinstance(found, NetworkPolicy) and len(found.prior):
+        return found.prior  # a network goes on with its own
     routing = getattr(found, "routing", found)
     if isinstance(routing, Residual):
         return prior_weights(routing.params)

@@ -5,6 +5,7 @@ All of them are built-in schedulers, so they run inside the compiled engine.
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from agents.spaces import Pair
 from splitgym import policy, schedulers
@@ -30,7 +31,7 @@ def evolved_pair(text: str) -> Pair:
 
 
 def compiled_router(text: str) -> CompiledRouting:
-    """A fresh router of the name, bundle or run folder.
+    """A fresh router of the name, bundle or run folder. Of a bundle that only resizes, its partner.
 
     Raises:
         ConfigError: no such thing, or it does not route.
@@ -50,7 +51,11 @@ _KEPT: dict[str, CompiledRouting] = {}
 
 def _kept(text: str) -> CompiledRouting:
     if text not in _KEPT:
-        routing, _ = evolved_pair(text)
+        bundle = policy.load(policy.locate(text)) if policy.is_bundle(text) else None
+        if bundle is not None and not bundle.routes:
+            routing: Any = policy.complete(bundle)[0]
+        else:
+            routing, _ = evolved_pair(text)
         if routing is None:
             raise ConfigError(f"router {text!r} only resizes pools")
         _KEPT[text] = routing

@@ -16,6 +16,7 @@ from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig
 from splitgym.evaluation import Results, evaluate
 from splitgym.evaluation.workloads import Workload, find
+from splitgym.policy import NetworkPolicy
 from splitgym.schedulers import Residual
 from splitgym.sim.outcomes import TIMELINE_FIELDS
 
@@ -90,6 +91,8 @@ class SimulatorTask:
             return SchedulerTeacher(sizing=first)
         if kind == "routing":
             return SchedulerTeacher(first)
+        if start.sizing is None and isinstance(first, NetworkPolicy) and first.resizes:
+            return SchedulerTeacher(first, first)  # one that does both sees all decisions
         second = start.sizing or start.teacher
         options = start.sizing_options if start.sizing else start.options
         return SchedulerTeacher(first, find_scheduler(second, options, sizing=True))

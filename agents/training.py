@@ -16,7 +16,7 @@ from agents.config import EVOLVED, RunConfig
 from agents.discounting import RealTime
 from agents.evaluation import with_own_prior
 from agents.imitation import Teacher, warm_start
-from agents.models import build_model, load_parameters, reward_scale
+from agents.models import build_model, load_network, load_parameters, reward_scale
 from agents.priors import find_prior, save_prior
 from agents.runs import RunFolder, load_replay, read_state, restore_rng
 from agents.vec import vec_env
@@ -116,7 +116,10 @@ def _learn(config: RunConfig, run: RunFolder, task: Task, show: bool) -> Outcome
         state = _restore(model, venv, run, config)
         model.set_logger(tensorboard_logger(run, model.num_timesteps))
         housekeeping = Housekeeping(config, run, task.judge, state)
+        housekeeping.init_callback(model)  # an end during the warm start saves, too
         with Signals(housekeeping):
+            if not state and config.learner.start is not None:
+                load_network(model, config.learner.start)
             if not state and config.warm_start.teacher:
                 _warm_start(config, model, task, show)
             if not state and config.on_policy.start_kl > 0 and config.algo != "dqn":

@@ -11,16 +11,24 @@ from typer.testing import CliRunner
 pytest.importorskip("torch")
 
 from agents import improve as improving
-from agents.evolution import EvolutionRun
-from agents.improve import ImproveOptions, Windows, improve, verdict_of
+from agents import training
+from agents.config import resolve
+from agents.evaluation import load_agent, load_config
+from agents.evolution import EvolutionRun, make_search
+from agents.improve import ImproveOptions, Windows, improve, plans, verdict_of
+from agents.models import load_network
+from agents.spaces import space_of
 from splitgym.cli import app
 from splitgym.cli.learning import add_learning_commands
+from splitgym.config import to_mapping
 from splitgym.errors import ConfigError, PolicyError, TraceError
 from splitgym.evaluation import parse
-from splitgym.policy import export_heuristic, load
+from splitgym.policy import export_heuristic, load, locate
 from splitgym.trace import Trace, part
 from splitgym.trace import load as load_trace
 from splitgym.trace import save as save_trace
+from tests.test_policy_bundle import make_run
+from tests.test_prior import prior_run
 
 FEW = ImproveOptions(generations=3)
 
@@ -150,13 +158,17 @@ def test_what_is_there_stays(busy, tmp_path):
 
 def test_what_cannot_be_improved_is_said(busy, tmp_path):
     log, old = busy
-    export_heuristic("splitwise", tmp_path / "splitwise")
-    export_heuristic("index+reactive", tmp_path / "joint")
-    for bundle, says in (("splitwise", "routing, splitwise"), ("joint", "joint, index")):
+    for text, says in (
+        ("splitwise", "routing, splitwise"),
+        ("+static", "pool_sizing, static"),
+        ("index+ewma", r"joint, index\+ewma"),
+        ("jsq-tokens+reactive", r"joint, jsq-tokens\+reactive"),
+    ):
+        export_heuristic(text, tmp_path / text)
         with pytest.raises(
-            PolicyError, match=rf"{bundle} \({says}\) cannot be improved from a log: what can"
+            PolicyError, match=rf" \({says}\) cannot be improved .* no weights to search; what"
         ):
-            run((log, str(tmp_path / bundle)), tmp_path)
+            run((log, str(tmp_path / text)), tmp_path)
     short = write(tmp_path / "short", start(CONFIG), *(request(i, i * 0.1) for i in range(50)))
     with pytest.raises(TraceError, match="at least 120 are needed"):
         run((short, old), tmp_path)
@@ -170,6 +182,96 @@ def test_what_cannot_be_improved_is_said(busy, tmp_path):
     with pytest.raises(PolicyError, match=r"half/manifest.json is no JSON"):
         run((log, str(broken)), tmp_path)
     assert not (tmp_path / "new").exists()
+
+
+def scorer(folder, env, prior=None, onnx=False):
+    """The bundle of a random network, as if trained by A2C."""
+    from agents.export import export_run
+
+    if prior:
+        prior_run(folder / "trained", 0.5)
+    else:
+        make_run(folder / "trained", env, "a2c", learner={"discount_s": 7.0})
+    return export_run(folder / "trained", folder / "old", onnx=onnx)
+
+
+KINDS = {
+    "sizing network": (lambda folder: "pretrained:sizing", "es", "pool_sizing"),
+    "sizing rule": (lambda folder: export_heuristic("+ewma", folder / "old"), "cem", "pool_sizing"),
+    "joint network": (lambda folder: "pretrained:joint", "es", "joint"),
+    "routing by PPO": (lambda folder: scorer(folder, "routing"), "a2c", "routing"),
+    "PPO on a prior": (lambda folder: scorer(folder, "routing", prior=True), "maskable_ppo", "routing"),
+    "sizing by PPO": (lambda folder: scorer(folder, "pool_sizing"), "a2c", "pool_sizing"),
+    "joint by PPO, as ONNX": (lambda folder: scorer(folder, "joint", onnx=True), "a2c", "joint"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_bundle_is_improved_by_what_made_it(busy, tmp_path, monkeypatch, kind):
+    """One generation each, to the end: the run begins as the bundle, and its best is compared with it."""
+    make, algo, env = KINDS[kind]
+    monkeypatch.setattr(plans, "UPDATE", dict.fromkeys(plans.UPDATE, 32))
+    monkeypatch.setattr(plans, "CLONED", dict.fromkeys(plans.CLONED, 96))
+    made = make(tmp_path)
+    bundle = made if isinstance(made, str) else str(tmp_path / "old")
+    found = run((busy[0], bundle), tmp_path, ImproveOptions(generations=1))
+    assert "goodput" in found.sentence and (tmp_path / "run" / "report.html").is_file()
+    assert found.won == (tmp_path / "new").is_dir()
+    config = load_config(tmp_path / "run" / "search")
+    assert (config.algo, config.env) == (algo, env)
+    old, new = load(locate(bundle)), load(tmp_path / "run" / "candidate")
+    assert new.manifest.action.kind == env and new.manifest.action.confine == (env != "routing")
+    if env == "pool_sizing":
+        assert new.manifest.partner.routing.name == old.manifest.partner.routing.name
+    if "PPO" in kind:
+        assert config.learner.discount_s == (10.0 if "prior" in kind else 7.0), "as it was trained"
+        assert np.array_equal(new.prior, old.prior) and bool(len(new.prior)) == ("prior" in kind)
+        assert config.warm_start.fits == ("both" if "ONNX" in kind else "value")
+
+
+def test_joint_heuristics_get_networks_and_keep_their_widths(tmp_path):
+    policy = export_heuristic("index+reactive", tmp_path / "old")
+    plan = plans.plan_of(policy, str(tmp_path / "old"), False)
+    assert (plan.algo, plan.env, plan.confine) == ("es", "joint", True) and plan.steps(7) == 7
+    shipped = plans.plan_of(load(locate("pretrained:joint")), "pretrained:joint", False)
+    config = resolve({"env": "joint", "algo": "es", **shipped.fields})
+    assert len(make_search(config)[1].result()) == len(space_of(config).plain())
+
+
+def test_a_network_goes_on_where_it_stands(busy, tmp_path, monkeypatch):
+    """Before the first update the run's network is the bundle's, and only the value was learned."""
+    scorer(tmp_path, "routing", prior=True)
+    monkeypatch.setattr(plans, "UPDATE", dict.fromkeys(plans.UPDATE, 32))
+    monkeypatch.setattr(plans, "CLONED", dict.fromkeys(plans.CLONED, 96))
+
+    def stop(config, model, housekeeping, run, show):
+        housekeeping.interrupted = True
+
+    monkeypatch.setattr(training, "_steps", stop)
+    found = run((busy[0], str(tmp_path / "old")), tmp_path, ImproveOptions(generations=2))
+    assert found.interrupted and found.sentence == "interrupted after 0 of 512 decisions"
+    old = load(tmp_path / "old").runtime.weights
+    agent = load_agent(tmp_path / "run" / "search", "latest")
+    now = agent.model.policy.decision_net.state_dict()
+    for name, array in old.items():
+        np.testing.assert_array_equal(now[name].numpy(), array)
+    monkeypatch.undo()
+    fields = to_mapping(load_config(tmp_path / "run" / "search"))
+    with pytest.raises(ConfigError, match=r"does not fit learner\.start"):
+        load_network(agent.model, str(scorer_of_width(tmp_path, 8)))
+    with pytest.raises(ConfigError, match=r"holds no network that `splitgym export` wrote"):
+        load_network(agent.model, busy[1])
+    fields |= {"algo": "es", "warm_start": {"teacher": None}}
+    with pytest.raises(ConfigError, match=r"es begins from evolution\.start"):
+        resolve(fields)
+
+
+def scorer_of_width(folder, hidden):
+    from agents.export import export_run
+
+    make_run(folder / "narrow", "routing", "ppo", learner={"hidden": hidden})
+    export_run(folder / "narrow", folder / "narrow-bundle")
+    return folder / "narrow-bundle"
 
 
 def test_windows_of_the_comparison_do_not_overlap(tmp_path):

@@ -90,6 +90,11 @@ class ScorerRuntime:
         # Transposed once: rows times columns of a contiguous matrix is what BLAS likes.
         self._w = {name: np.ascontiguousarray(array.T) for name, array in weights.items()}
 
+    @property
+    def weights(self) -> Weights:
+        """The state dict that it was made of."""
+        return {name: array.T for name, array in self._w.items()}
+
     def _encode(self, observation: Observation) -> tuple[Any, Any]:
         """(M, hidden) codes, zero for padding, and the (hidden,) context."""
         w = self._w
