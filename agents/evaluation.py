@@ -188,7 +188,8 @@ def load_agent(
 
 def machines_of(config: RunConfig) -> int:
     """M of the run's spaces."""
-    if config.environment.worlds == "many" and config.environment.max_machines is None:
+    many = config.environment.worlds == "many" and config.evolution.clusters == "many"
+    if many and config.environment.max_machines is None:
         judged = [sum(g.count for g in parse_machines(text)) for text in config.evolution.clusters_judged]
         return max(config.evolution.machines[1], *judged)
     return config.environment.max_machines or config.cluster.num_machines

@@ -22,7 +22,8 @@ from agents.config import EVOLVED, RunConfig
 from agents.routers import evolved_pair
 from agents.runs import RunFolder
 from agents.search import CrossEntropy, EvolutionStrategies, Search
-from agents.spaces import Pair, Space, space_of
+from agents.space import Pair, Space
+from agents.spaces import space_of
 from splitgym.config import load_yaml
 from splitgym.errors import ConfigError
 from splitgym.schedulers import Residual
@@ -144,19 +145,17 @@ class Judge:
 
     def __call__(self, weights: Floats) -> dict[str, float]:
         found = self._score(weights)
-        than = self._space.baseline
+        than, costs = self._space.baseline, self._config.evolution
         metrics = {
             "goodput": float(np.nanmean(found.goodput)),
-            "fitness": float(found.fitness(self._config.evolution.tail_weight)[0]),
+            "fitness": float(found.fitness(costs.tail_weight, costs.energy_weight)[0]),
             "tail": float(np.nanmean(found.tail)),
             "ttft_slowdown_p99": float(np.nanmean(found.ttft_p99)),
+            "energy_per_request_kj": float(np.nanmean(found.energy_kj)),
             f"over_{than}": float(np.nanmean(found.goodput - self._plain.goodput)),
             f"tail_over_{than}": float(np.nanmean(found.tail - self._plain.tail)),
         }
-        loads = np.array([f"{s.workload.base_name}" for s in self._scenarios])
-        for name in dict.fromkeys(loads.tolist()):
-            metrics[f"goodput_{name.replace(':', '_')}"] = float(np.nanmean(found.goodput[0, loads == name]))
-        return metrics
+        return metrics | scenarios.by_workload(self._scenarios, found.goodput[0])
 
 
 class EvolutionRun:
@@ -218,7 +217,7 @@ class EvolutionRun:
         drawn = scenarios.draw(config, np.random.default_rng([*seed, _SCENARIOS]))
         candidates = self.search.ask(np.random.default_rng([*seed, _NOISE]))
         scores = scenarios.score(candidates, self.space, drawn, pool, config.environment.router)
-        fitness = scores.fitness(config.evolution.tail_weight)
+        fitness = scores.fitness(config.evolution.tail_weight, config.evolution.energy_weight)
         self.search.tell(fitness, self.generation / config.steps)
         self.generation += 1
         took = time.perf_counter() - started
@@ -229,6 +228,7 @@ class EvolutionRun:
             "generation/fitness_std": fitness.std(),
             "generation/goodput": np.nanmean(scores.goodput),
             "generation/tail": np.nanmean(scores.tail),
+            "generation/energy_per_request_kj": np.nanmean(scores.energy_kj),
             "time/requests_per_s": speed,
         }.items():
             self._logger.record(name, float(value))

@@ -17,8 +17,8 @@ import numpy as np
 import torch as th
 from numpy.typing import NDArray
 
-from agents.config import WarmStartConfig
 from agents.distributions import DecisionShape
+from agents.learner_config import WarmStartConfig
 
 Floats = NDArray[np.float32]
 

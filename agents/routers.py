@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from agents.spaces import Pair
+from agents.space import Pair
 from splitgym import policy, schedulers
 from splitgym.errors import ConfigError
 from splitgym.policy import SchedulerPolicy, SchedulerSpec

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from agents.config import RunConfig, cluster_of
 from agents.routers import compiled_router
-from agents.spaces import Pair, Space
+from agents.space import Pair, Space
 from splitgym import schedulers
 from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig, parse_machines
@@ -47,10 +47,12 @@ class Scores:
     goodput: Floats  # (K, S)
     tail: Floats  # (K, S) see `tail`
     ttft_p99: Floats  # (K, S) of the TTFT slowdown
+    energy_kj: Floats  # (K, S) a request of the whole run
 
-    def fitness(self, tail_weight: float) -> Floats:
+    def fitness(self, tail_weight: float, energy_weight: float = 0.0) -> Floats:
         """(K,) what is sought, the mean over scenarios."""
-        return np.asarray(np.nanmean(self.goodput - tail_weight * self.tail, axis=1))
+        costs = tail_weight * self.tail + energy_weight * self.energy_kj
+        return np.asarray(np.nanmean(self.goodput - costs, axis=1))
 
 
 def draw(config: RunConfig, rng: np.random.Generator) -> list[Scenario]:
@@ -193,27 +195,44 @@ def tail(table: RequestTable) -> float:
     return float(np.log(np.maximum(slow, TAIL_FROM) / TAIL_FROM).mean())
 
 
-def run(candidate: Pair, scenario: Scenario) -> tuple[float, float, float]:
-    """Goodput, tail and TTFT p99 of a router and a sizer on one scenario."""
+def run(candidate: Pair, scenario: Scenario) -> tuple[float, float, float, float]:
+    """Goodput, tail, TTFT p99 and kilojoules a request of a router and a sizer on one scenario."""
     cluster, workload = scenario.cluster, scenario.workload
     engine = make_engine(cluster, *candidate, engine="compiled")
     engine.reset(scenario.trace, 0)
     engine.run_until_decision()
     slo = cluster.config.slo
+    outcomes = engine.outcomes()
     table = request_table(
-        engine.outcomes(),
+        outcomes,
         cluster.tables,
         ttft_slo=slo.ttft_slowdown,
         tbt_slo=slo.tbt_slowdown,
         start_s=workload.warmup_s,
         end_s=workload.end_s,
     )
-    return measures(table) if len(table) else (np.nan, np.nan, np.nan)
+    if not len(table):
+        return np.nan, np.nan, np.nan, np.nan
+    return *measures(table), float(outcomes.energy_j.sum()) / len(outcomes.finish_order) / 1e3
 
 
 def measures(table: RequestTable) -> tuple[float, float, float]:
     """Goodput, tail and TTFT p99 of the requests that count, of which there is one at least."""
     return float(table.good.mean()), tail(table), float(np.percentile(table.ttft_slowdown, 99))
+
+
+def by_workload(scenarios: Sequence[Scenario], goodput: Floats) -> dict[str, float]:
+    """Mean goodput on the scenarios of each workload, as metrics.
+
+    Args:
+        scenarios: S of them.
+        goodput: (S,).
+    """
+    names = np.array([one.workload.base_name for one in scenarios])
+    return {
+        f"goodput_{name.replace(':', '_')}": float(np.nanmean(goodput[names == name]))
+        for name in dict.fromkeys(names.tolist())
+    }
 
 
 def score(
@@ -234,12 +253,11 @@ def score(
     """
     static = schedulers.sizing("static")
 
-    def one(task: tuple[Floats, Scenario]) -> tuple[float, float, float]:
+    def one(task: tuple[Floats, Scenario]) -> tuple[float, ...]:
         # Schedulers remember things within a run, so each run has its own.
         routing, sizing = space.schedulers(task[0], "candidate")
         return run((routing or compiled_router(router), sizing or static), task[1])
 
     tasks = [(weights, scenario) for weights in candidates for scenario in scenarios]
     rows = np.array(list(threads.map(one, tasks)))
-    goodput, tails, p99 = rows.reshape(len(candidates), len(scenarios), 3).transpose(2, 0, 1)
-    return Scores(goodput, tails, p99)
+    return Scores(*rows.reshape(len(candidates), len(scenarios), -1).transpose(2, 0, 1))

@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.config import EvolutionConfig
-from agents.spaces import Space, to_theta, to_weights
+from agents.evolution_config import EvolutionConfig
+from agents.space import Space, to_theta, to_weights
 
 Floats = NDArray[np.float64]
 

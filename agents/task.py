@@ -12,6 +12,7 @@ from agents.evaluation import Agent, contender, machines_of, make_codec
 from agents.priors import find_prior
 from agents.routers import compiled_router
 from agents.teachers import SchedulerTeacher, find_scheduler
+from splitgym import schedulers
 from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig
 from splitgym.evaluation import Results, evaluate
@@ -129,9 +130,19 @@ class SimulatorTask:
     def _worlds_judge(self) -> Any:
         from agents.worlds import WorldsJudge
 
-        prior = find_prior(self.config.environment.prior)
-        begun = Residual(weights=tuple(prior.tolist())) if len(prior) else Residual()
-        return WorldsJudge(self.config, begun)
+        return WorldsJudge(self.config, self._begun())
+
+    def _begun(self) -> tuple[Any, Any]:
+        """Who routes and who resizes where learning begins: the prior, the run's router, the teacher."""
+        env, start, kind = self.config.environment, self.config.warm_start, self.config.env
+        prior = find_prior(env.prior)
+        routing: Any = Residual(weights=tuple(prior.tolist())) if len(prior) else Residual()
+        sizing: Any = schedulers.sizing("static")
+        if kind == "pool_sizing":
+            routing = compiled_router(env.router)
+        if kind != "routing" and start.teacher is not None:
+            sizing = self.teacher().sizing
+        return routing, sizing
 
     def judge(self, model: Any) -> dict[str, float]:
         """Metrics of a model on the validation windows, the mean over them."""

@@ -8,6 +8,7 @@ import numpy as np
 from agents.evaluation import load_agent, load_config
 from splitgym import schedulers
 from splitgym.errors import ConfigError
+from splitgym.evaluation import Contender
 from splitgym.policy import complete, is_bundle, load, locate
 from splitgym.schedulers import Residual
 from splitgym.types import DecisionKind
@@ -38,6 +39,8 @@ def find_scheduler(text: str, options: dict[str, Any], sizing: bool = False) -> 
     kind = "routing" if isinstance(agent, Residual) else load_config(text).env
     if kind not in ("joint", "pool_sizing" if sizing else "routing"):
         raise ConfigError(f"{text} is a run of env {kind}: it cannot teach this")
+    if isinstance(agent, Contender):  # of `es` or `cem`: a router beside a sizer
+        return agent.sizing if sizing else agent.routing
     return agent
 
 
@@ -50,27 +53,27 @@ class SchedulerTeacher:
     """
 
     def __init__(self, routing: Any = None, sizing: Any = None) -> None:
-        self._routing, self._sizing = routing, sizing
+        self.routing, self.sizing = routing, sizing
 
     def begin(self, env: Any, seed: int) -> None:
         """See `Teacher`."""
-        for scheduler in (self._routing, self._sizing):
+        for scheduler in (self.routing, self.sizing):
             if scheduler is not None:
                 scheduler.reset(env.engine.view, seed)
 
     def action(self, env: Any) -> Any:
         """See `Teacher`. What the environment's mask forbids becomes what it would be mapped to."""
         view, decision, space = env.engine.view, env.decision, env.action_space
-        sizes = int(getattr(space, "nvec", [0])[-1]) if self._routing is not None else int(space.n)
+        sizes = int(getattr(space, "nvec", [0])[-1]) if self.routing is not None else int(space.n)
         top = sizes // 2
         if decision.kind == DecisionKind.RESIZE:
-            wanted = int(self._sizing.resize(view))
+            wanted = int(self.sizing.resize(view))
             number = top + max(-top, min(top, wanted))
             allowed = np.flatnonzero(env.action_masks()[-sizes:])
             number = int(allowed[np.abs(allowed - number).argmin()])
-            return number if self._routing is None else np.array([env.max_machines] * 2 + [number], np.int64)
-        prompt, token = self._routing.route(view, decision.request)
-        if self._sizing is not None:
+            return number if self.routing is None else np.array([env.max_machines] * 2 + [number], np.int64)
+        prompt, token = self.routing.route(view, decision.request)
+        if self.sizing is not None:
             return np.array([prompt, token, top], np.int64)
         if len(space.shape) == 0:
             return int(prompt * env.max_machines + token)

@@ -6,7 +6,7 @@ Rewards are divided by what the cluster can serve, so that a value means the sam
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import gymnasium as gym
@@ -18,7 +18,6 @@ from agents import scenarios
 from agents.config import RunConfig
 from agents.task import IDS, env_options
 from agents.vec import Together
-from splitgym import schedulers
 from splitgym.cluster import Cluster
 from splitgym.envs import SchedulingEnv
 from splitgym.envs.fleet import Fleet
@@ -70,8 +69,12 @@ def draw_clusters(config: RunConfig, count: int) -> list[Cluster]:
 
 def worlds(config: RunConfig) -> "Beside":
     """The environments of a run, stepped together."""
-    clusters = draw_clusters(config, config.learner.num_envs)
-    return Beside([Together(make_world(config, cluster), 1, threads=1) for cluster in clusters])
+    parts = []
+    for _, alike in groupby(draw_clusters(config, config.learner.num_envs), id):
+        same = list(alike)  # `scenarios.resolved` makes each cluster once
+        env = make_world(config, same[0])
+        parts.append(Together(env, len(same), threads=1 if len(same) == 1 else None))
+    return Beside(parts)
 
 
 class AnyOf(gym.Env[Any, Any]):
@@ -212,26 +215,27 @@ class WorldsJudge:
 
     Args:
         config: the run.
-        prior: a scheduler to compare with.
+        begun: who routes and who resizes in the policy that learning begins as.
     """
 
-    def __init__(self, config: RunConfig, prior: Any) -> None:
+    def __init__(self, config: RunConfig, begun: tuple[Any, Any]) -> None:
         self._config = config
         self._scenarios = scenarios.judged(config)
-        static = schedulers.sizing("static")
-        self._prior = np.array([scenarios.run((prior, static), one) for one in self._scenarios]).T
+        self._than = "prior" if config.env == "routing" else "teacher"
+        self._begun = np.array([scenarios.run(begun, one)[:3] for one in self._scenarios]).T
 
     def __call__(self, model: Any) -> dict[str, float]:
         own = score_model(self._config, model, self._scenarios, self._config.evaluation.temperature)
         goodput, tail, p99 = (float(np.nanmean(row)) for row in own)
-        over = own - self._prior
+        over = own - self._begun
         half = 1.96 * float(np.nanstd(over[0])) / np.sqrt(len(self._scenarios))
         return {
             "goodput": goodput,
             "fitness": goodput - self._config.evolution.tail_weight * tail,
             "tail": tail,
             "ttft_slowdown_p99": p99,
-            "over_prior": float(np.nanmean(over[0])),
-            "over_prior_half_width": half,
-            "tail_over_prior": float(np.nanmean(over[1])),
+            f"over_{self._than}": float(np.nanmean(over[0])),
+            f"over_{self._than}_half_width": half,
+            f"tail_over_{self._than}": float(np.nanmean(over[1])),
+            **scenarios.by_workload(self._scenarios, own[0]),
         }

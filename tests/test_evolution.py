@@ -10,20 +10,16 @@ th = pytest.importorskip("torch")
 
 from agents import evolution, scenarios  # noqa: E402
 from agents.cli import contender as by_command_line  # noqa: E402
-from agents.config import EvolutionConfig, resolve  # noqa: E402
+from agents.config import resolve  # noqa: E402
 from agents.evaluation import load_agent  # noqa: E402
+from agents.evolution_config import EvolutionConfig  # noqa: E402
 from agents.routers import compiled_router  # noqa: E402
 from agents.runs import RunFolder  # noqa: E402
 from agents.search import CrossEntropy, EvolutionStrategies, linear_ranks  # noqa: E402
-from agents.spaces import (  # noqa: E402
-    JointSpace,
-    RoutingSpace,
-    RuleSpace,
-    SizingSpace,
-    space_of,
-    to_theta,
-    to_weights,
-)
+from agents.sizing_spaces import RuleSpace, SizingSpace  # noqa: E402
+from agents.space import to_theta, to_weights  # noqa: E402
+from agents.spaces import JointSpace, RoutingSpace, space_of  # noqa: E402
+from agents.teachers import find_scheduler  # noqa: E402
 from agents.training import resume, train  # noqa: E402
 from splitgym.config import ClusterConfig, parse_machines  # noqa: E402
 from splitgym.errors import ConfigError  # noqa: E402
@@ -184,6 +180,20 @@ def test_scores_are_those_of_evaluation():
         assert scores.ttft_p99[row, 0] == pytest.approx(results.values("ttft_slowdown_p99", name)[0])
 
 
+def test_energy_may_cost_fitness():
+    made = config(env="pool_sizing", evolution=POOLS | {"energy_weight": 0.5})
+    drawn = scenarios.judged(made)[:2]
+    with ThreadPoolExecutor(1) as pool:
+        space = SizingSpace(2)
+        scores = scenarios.score([space.plain()], space, drawn, pool)
+    results = evaluate(["index-tuned"], drawn[0].cluster, [drawn[0].workload], [0], sizing="reactive")
+    used = results.select()[0]
+    assert scores.energy_kj.shape == (1, 2) and 0.5 < scores.energy_kj[0, 0] < 50
+    assert used.metrics.energy_per_request_j / 1e3 == pytest.approx(scores.energy_kj[0, 0])
+    plain, dear = scores.fitness(0.1), scores.fitness(0.1, 0.5)
+    np.testing.assert_allclose(plain - dear, 0.5 * scores.energy_kj.mean(axis=1))
+
+
 @pytest.mark.parametrize("algo", ["es", "cem"])
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, algo, monkeypatch):
     whole = train(config(algo), tmp_path / "whole", show=False)
@@ -288,6 +298,7 @@ def test_what_resizes_is_trained_resumed_evaluated_and_exported(tmp_path, env, a
     np.testing.assert_array_equal(weights, again)
 
     cluster = ClusterConfig(model="llama2-70b", machines=parse_machines("h100-80gb:2P2T"))
+    assert hasattr(find_scheduler(str(tmp_path / "whole"), {}, sizing=True), "resize")
     entrant = by_command_line(str(tmp_path / "whole"), cluster)
     assert entrant.cluster.confine
     bundle = export_run(tmp_path / "whole", tmp_path / "bundle", name="grown")

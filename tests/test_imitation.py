@@ -5,8 +5,8 @@ import pytest
 
 th = pytest.importorskip("torch")
 
-from agents.config import WarmStartConfig  # noqa: E402
 from agents.imitation import fit, record, warm_start  # noqa: E402
+from agents.learner_config import WarmStartConfig  # noqa: E402
 from agents.policies import MaskableScorerPolicy  # noqa: E402
 from tests.stand_in_env import ShortestQueue, StandIn  # noqa: E402
 

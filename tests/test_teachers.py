@@ -5,9 +5,10 @@ import pytest
 
 th = pytest.importorskip("torch")
 
-from agents.config import WarmStartConfig, resolve  # noqa: E402
+from agents.config import resolve  # noqa: E402
 from agents.distributions import DecisionShape  # noqa: E402
 from agents.imitation import Decisions, class_weights, classes_of, fit, record  # noqa: E402
+from agents.learner_config import WarmStartConfig  # noqa: E402
 from agents.policies import MaskableScorerPolicy  # noqa: E402
 from agents.task import SimulatorTask  # noqa: E402
 from agents.teachers import SchedulerTeacher, find_scheduler  # noqa: E402
@@ -85,7 +86,7 @@ def test_the_configured_teachers():
         }
     )
     teacher = SimulatorTask(joint).teacher()
-    assert teacher._routing.name == "index-tuned" and teacher._sizing.name == "reactive"
+    assert teacher.routing.name == "index-tuned" and teacher.sizing.name == "reactive"
     other = resolve({**fields, "warm_start": {"teacher": "pretrained:routing"}})
     assert other.warm_start.options == {}, "the file's options are the index's"
     with pytest.raises(ConfigError, match="env joint"):

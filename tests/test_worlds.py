@@ -10,12 +10,14 @@ th = pytest.importorskip("torch")
 import agents.worlds  # noqa: E402
 from agents import scenarios  # noqa: E402
 from agents.config import resolve  # noqa: E402
-from agents.evaluation import load_agent, machines_of  # noqa: E402
+from agents.evaluation import contender, load_agent, machines_of  # noqa: E402
 from agents.models import build_model  # noqa: E402
 from agents.priors import find_prior  # noqa: E402
+from agents.routers import compiled_router  # noqa: E402
 from agents.training import resume, train  # noqa: E402
 from agents.worlds import draw_clusters, score_model, worlds  # noqa: E402
 from splitgym.errors import ConfigError  # noqa: E402
+from splitgym.evaluation import evaluate  # noqa: E402
 from splitgym.policy import export_heuristic  # noqa: E402
 from splitgym.schedulers import Residual, sizing  # noqa: E402
 
@@ -89,7 +91,7 @@ def test_a_policy_that_is_its_prior_scores_as_the_prior():
     model, found = model_of(made), scenarios.judged(made)
     assert {len(one.cluster.machine_row) for one in found} == {2, 3} and len(found) > 4
     scheduler = Residual(weights=tuple(find_prior(made.environment.prior).tolist()))
-    expected = np.array([scenarios.run((scheduler, sizing("static")), one) for one in found]).T
+    expected = np.array([scenarios.run((scheduler, sizing("static")), one)[:3] for one in found]).T
     np.testing.assert_array_equal(score_model(made, model, found), expected)
     th.nn.init.normal_(model.policy.decision_net.scores.weight, std=20.0)
     assert not np.array_equal(score_model(made, model, found), expected)
@@ -113,9 +115,56 @@ def test_a_run_learns_resumes_and_decides(tmp_path):
     assert resume(tmp_path / "run", show=False).state == "finished"
 
 
+POOLS: dict[str, Any] = {
+    **TINY,
+    "env": "pool_sizing",
+    "cluster": {"model": "llama2-70b", "machines": [{"machine": "h100-80gb", "count": 2, "pool": "prompt"}]},
+    "environment": {"worlds": "many", "router": "index-tuned"},
+    "workload": {"warmup_s": 2.0, "episode_s": 10.0},
+    "warm_start": {"teacher": "reactive", "options": {"cool_down_s": 2.0}, "decisions": 30, "epochs": 1},
+}
+POOLS["cluster"]["machines"].append({"machine": "h100-80gb", "count": 2, "pool": "token"})
+
+
+def test_a_run_that_resizes_meets_shifting_loads_and_is_judged_beside_its_teacher(tmp_path):
+    own = {
+        **TINY["evolution"],
+        "clusters": "own",
+        "workloads": ["shifting:azure-conv-synth~azure-code-synth"],
+    }
+    made = resolve({**POOLS, "evolution": own})
+    assert machines_of(made) == 4
+    venv = worlds(made)
+    assert len(venv.parts) == 1, "one cluster, one fleet"
+    venv.close()
+    ended = train(made, tmp_path / "run", show=False)
+    row = ended.run.evaluations()[-1]
+    teacher = sizing("reactive", cool_down_s=2.0)
+    found = scenarios.judged(made)
+    assert {one.workload.kind for one in found} == {"shifting"} and found[0].cluster.config.confine
+    expected = np.mean([scenarios.run((compiled_router("index-tuned"), teacher), one)[0] for one in found])
+    assert float(row["goodput"]) - float(row["over_teacher"]) == pytest.approx(expected)
+    assert "goodput_shifting_azure-conv-synth~azure-code-synth" in row
+    agent = load_agent(tmp_path / "run", "latest")
+    results = evaluate([contender(agent, made)], found[0].cluster, [found[0].workload], [0])
+    score = score_model(made, agent.model, found[:1])
+    assert results.values("goodput", agent.name)[0] == pytest.approx(score[0, 0])
+
+
+def test_clusters_with_pools_and_delays_are_drawn_for_what_resizes():
+    many = {**TINY["evolution"], "switch_delays_s": [0.0, 5.0], "machines": [3, 5]}
+    made = resolve({**POOLS, "evolution": many, "learner": {"num_envs": 6, "hidden": 8}})
+    clusters = [cluster.config for cluster in draw_clusters(made, 12)]
+    assert {c.switch_delay_s for c in clusters} == {0.0, 5.0} and all(c.confine for c in clusters)
+    assert all({g.pool for g in c.machines} == {"prompt", "token"} for c in clusters)
+    venv = worlds(made)
+    seen = venv.reset()
+    assert seen["machines"].shape[:2] == (6, 5) and len(venv.env_method("action_masks")[0]) == 3
+    venv.close()
+
+
 def test_what_worlds_and_priors_cannot_be():
     for over in (
-        {"env": "pool_sizing", "environment": {"worlds": "many"}},
         {"algo": "dqn", "environment": {"worlds": "many", "flat": True}},
         {"learner": {"vec": "subproc"}},
         {"env": "pool_sizing", "environment": {"prior": "index"}},

@@ -59,6 +59,8 @@ def contender_of(text: str, cluster: ClusterConfig) -> "Contender":
 
     if text.startswith(evaluation.LOOKAHEAD):
         return evaluation.look_ahead(text, lambda name: contender_of(name, cluster))
+    if text.startswith(evaluation.CLAIRVOYANT):
+        return evaluation.clairvoyant(text, lambda name: contender_of(name, cluster))
     if policy.is_bundle(text):
         return policy.contender(text, cluster)
 

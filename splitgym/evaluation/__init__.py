@@ -5,6 +5,7 @@
 >>> results = evaluate(["splitwise", "index"], ClusterConfig(), ["poisson:azure-code@19"], seeds=range(3))
 """
 
+from splitgym.evaluation.clairvoyant import CLAIRVOYANT, Clairvoyant, clairvoyant
 from splitgym.evaluation.compare import (
     Comparison,
     Interval,
@@ -30,8 +31,10 @@ from splitgym.evaluation.run import Results, Run, choose, evaluate
 from splitgym.evaluation.workloads import Workload, parse, parse_at_rates
 
 __all__ = [
+    "CLAIRVOYANT",
     "LOOKAHEAD",
     "VLLM",
+    "Clairvoyant",
     "Comparison",
     "Contender",
     "FunctionScheduler",
@@ -46,6 +49,7 @@ __all__ = [
     "bisect_rate",
     "bootstrap_mean",
     "choose",
+    "clairvoyant",
     "compare",
     "contender",
     "evaluate",

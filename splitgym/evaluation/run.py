@@ -173,9 +173,10 @@ def perform(task: Task) -> Run:
     """Simulate one window to its end and measure it."""
     contender, cluster, workload = task.contender, task.cluster, task.workload
     simulator = make_engine(cluster, contender.routing, contender.sizing, engine=task.engine)
-    attach = getattr(contender.routing, "attach", None)
-    if attach is not None:  # a look-ahead copies the engine
-        attach(simulator)
+    for scheduler in (contender.routing, contender.sizing):
+        attach = getattr(scheduler, "attach", None)
+        if attach is not None:  # a look-ahead copies the engine
+            attach(simulator)
     simulator.reset(task.trace, task.seed)
     left = simulator.run_until_decision()
     assert left is None, "an engine with both schedulers runs to the end"

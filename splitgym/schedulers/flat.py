@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 Layout = dict[str, tuple[int, ...]]
 """Names and shapes of the parts, in their order (row-major)."""
@@ -40,3 +43,24 @@ def pack_parts(parts: Mapping[str, NDArray[np.float64]], layout: Layout, what: s
     if found != layout:
         raise ValueError(f"parts of {what} are {layout}, found {found}")
     return np.concatenate([np.ravel(np.asarray(parts[name], np.float64)) for name in layout])
+
+
+Weights = tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
+"""A flat vector as an option of a scheduler."""
+
+
+class Trained:
+    """What schedulers share whose options are a flat vector and a label."""
+
+    weights: Weights
+    label: str
+
+    @property
+    def name(self) -> str:
+        """The label."""
+        return self.label
+
+    @cached_property
+    def params(self) -> NDArray[np.float64]:
+        """The flat vector as the kernel reads it."""
+        return np.array(self.weights, np.float64)

@@ -10,19 +10,16 @@ hidden units make an index whose hinges are tuned too.
 Everything is estimated from the view. True output lengths are not in it.
 """
 
-from functools import cached_property
-from typing import Annotated
-
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import field_validator
 from pydantic.dataclasses import dataclass
 
 from splitgym.compile_cache import numba
 from splitgym.config import STRICT
 from splitgym.schedulers.builtin import CompiledRouting
 from splitgym.schedulers.choose import PAIR_ROWS
-from splitgym.schedulers.flat import length_of, pack_parts, unpack_parts
+from splitgym.schedulers.flat import Trained, Weights, length_of, pack_parts, unpack_parts
 from splitgym.schedulers.index import (
     HINGES,
     NUM_WEIGHTS,
@@ -142,14 +139,11 @@ def residual_kernel(view, request, params, state):
     return cheapest(lanes, steps, np.empty(PAIR_ROWS * LANES, np.int64))
 
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
 @dataclass(frozen=True, config=STRICT)
-class Residual(CompiledRouting):
+class Residual(Trained, CompiledRouting):
     """The index with a trained network beside it; without arguments, the index with tuned weights."""
 
-    weights: tuple[Finite, ...] = tuple(index_weights().tolist())
+    weights: Weights = tuple(index_weights().tolist())
     """The flat vector, see `layout`."""
     label: str = "residual"
     """What tables call it."""
@@ -162,13 +156,3 @@ class Residual(CompiledRouting):
     def _fits(cls, weights: tuple[float, ...]) -> tuple[float, ...]:
         hidden_of(len(weights))
         return weights
-
-    @property
-    def name(self) -> str:
-        """The label."""
-        return self.label
-
-    @cached_property
-    def params(self) -> NDArray[np.float64]:
-        """The flat vector as the kernel reads it."""
-        return np.array(self.weights, np.float64)

@@ -12,18 +12,15 @@ All numbers are one flat vector, see `layout`. Like the routing residual, it dec
 and knows no true output length.
 """
 
-from functools import cached_property
-from typing import Annotated
-
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import field_validator
 from pydantic.dataclasses import dataclass
 
 from splitgym.compile_cache import numba
 from splitgym.config import STRICT
 from splitgym.schedulers.builtin import CompiledSizing
-from splitgym.schedulers.flat import length_of, pack_parts, unpack_parts
+from splitgym.schedulers.flat import Trained, Weights, length_of, pack_parts, unpack_parts
 from splitgym.schedulers.network import ln, squash
 from splitgym.schedulers.predict import MAX_SHARE, mean_output, promised_tokens, wait_ns
 from splitgym.schedulers.sizing import (
@@ -68,7 +65,7 @@ _MOST = 4.0
 """Pressures beyond this count as this."""
 
 # Places in `state` after those of `splitgym.schedulers.sizing`: (weight [s], requests, tokens) a horizon.
-_RATES, _DIRECTION, _AWAY_S, _MOVES = 6, 15, 16, 17
+_RATES, DIRECTION, _AWAY_S, MOVES = 6, 15, 16, 17
 
 
 def layout(hidden: int = HIDDEN) -> dict[str, tuple[int, ...]]:
@@ -294,8 +291,8 @@ def features(view, state, factor, out):
     out[29], out[30] = 0.5 * min(to_prompt, 4), 0.5 * min(to_token, 4)
     since_s = (np.float64(view.clock[0]) - state[MOVED_AT]) * _NS
     out[31] = min(since_s, 20.0) / 10.0 - 1.0
-    out[32] = state[_DIRECTION] * 10.0 / (10.0 + since_s)
-    out[33] = 0.5 * ln(1.0 + state[_AWAY_S] / max(1.0, state[_MOVES]))
+    out[32] = state[DIRECTION] * 10.0 / (10.0 + since_s)
+    out[33] = 0.5 * ln(1.0 + state[_AWAY_S] / max(1.0, state[MOVES]))
     return prompt, token, machines
 
 
@@ -358,19 +355,16 @@ def sizing_net_kernel(view, params, state):
     if moves > left - 1:
         moves = left - 1
     state[MOVED_AT] = now
-    state[_DIRECTION] = 1.0 if up else -1.0
-    state[_MOVES] += moves
+    state[DIRECTION] = 1.0 if up else -1.0
+    state[MOVES] += moves
     return moves if up else -moves
 
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
 @dataclass(frozen=True, config=STRICT)
-class SizingNet(CompiledSizing):
+class SizingNet(Trained, CompiledSizing):
     """The reactive rule with a trained network beside it; without arguments, the rule alone."""
 
-    weights: tuple[Finite, ...] = tuple(rule_weights().tolist())
+    weights: Weights = tuple(rule_weights().tolist())
     """The flat vector, see `layout`."""
     label: str = "sizing-net"
     """What tables call it."""
@@ -383,16 +377,6 @@ class SizingNet(CompiledSizing):
     def _fits(cls, weights: tuple[float, ...]) -> tuple[float, ...]:
         hidden_of(len(weights))
         return weights
-
-    @property
-    def name(self) -> str:
-        """The label."""
-        return self.label
-
-    @cached_property
-    def params(self) -> NDArray[np.float64]:
-        """The flat vector as the kernel reads it."""
-        return np.array(self.weights, np.float64)
 
     def reset(self, view: ClusterView, seed: int) -> None:
         """Forget the last run; count arrivals from here on."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from splitgym.cluster import Cluster
 from splitgym.config import VllmBatchingConfig
 from splitgym.errors import ConfigError
 from splitgym.schedulers.builtin import STATE_SIZE, CompiledRouting
@@ -164,15 +165,21 @@ class Future:
         while (why := int(loop.advance(run.sim))) != st.DONE:
             run.grow(why)
         rows = np.concatenate([self._here, np.arange(self._known, count)])
-        return self._verdict(outcomes[rows], self._start._kept["outputs"][rows])
+        return verdict_of(self._cluster, outcomes[rows], self._start._kept["outputs"][rows])
 
-    def _verdict(self, outcomes: NDArray[Any], outputs: Ints) -> Verdict:
-        slo = self._cluster.config.slo
-        ttft_s, tbt_s, _ = reference_times_s(self._cluster.tables, outcomes["prompt_tokens"], outputs)
-        ttft = (outcomes["first_token_ns"] - outcomes["arrival_ns"]) / NS_PER_S / ttft_s
-        spent = (outcomes["finish_ns"] - outcomes["first_token_ns"]) / NS_PER_S
-        tbt = np.where(
-            outputs > 1, spent / np.maximum(1, outputs - 1) / np.where(outputs > 1, tbt_s, 1.0), 0.0
-        )
-        good = (ttft <= slo.ttft_slowdown) & (tbt <= slo.tbt_slowdown)
-        return Verdict(float(good.sum()), float(np.log(np.maximum(ttft, 6.0) / 6.0).sum()))
+
+def verdict_of(cluster: Cluster, outcomes: NDArray[Any], outputs: Ints) -> Verdict:
+    """How requests did.
+
+    Args:
+        cluster: where.
+        outcomes: (K,) `OUTCOME` records.
+        outputs: (K,) their lengths [tokens].
+    """
+    slo = cluster.config.slo
+    ttft_s, tbt_s, _ = reference_times_s(cluster.tables, outcomes["prompt_tokens"], outputs)
+    ttft = (outcomes["first_token_ns"] - outcomes["arrival_ns"]) / NS_PER_S / ttft_s
+    spent = (outcomes["finish_ns"] - outcomes["first_token_ns"]) / NS_PER_S
+    tbt = np.where(outputs > 1, spent / np.maximum(1, outputs - 1) / np.where(outputs > 1, tbt_s, 1.0), 0.0)
+    good = (ttft <= slo.ttft_slowdown) & (tbt <= slo.tbt_slowdown)
+    return Verdict(float(good.sum()), float(np.log(np.maximum(ttft, 6.0) / 6.0).sum()))
