@@ -8,10 +8,11 @@ time. No router can know this, so it is never exported, and it is no policy to c
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from splitgym.errors import ConfigError
+from splitgym.evaluation.attached import Attached
 from splitgym.evaluation.contenders import Contender
 from splitgym.schedulers.builtin import CompiledSizing
 from splitgym.schedulers.sizing import MOVED_AT, pool_size
@@ -28,7 +29,7 @@ LATE_WEIGHT = 0.05
 
 
 @dataclass
-class Clairvoyant:
+class Clairvoyant(Attached):
     """A sizing scheduler that knows what comes.
 
     Attributes:
@@ -40,7 +41,6 @@ class Clairvoyant:
     base: Any
     horizon_s: float = 20.0
     name: str = ""
-    _engine: Any = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.base, CompiledSizing):
@@ -53,18 +53,6 @@ class Clairvoyant:
     def identity(self) -> str:
         """What it decides by."""
         return f"clairvoyant {self.horizon_s:g} {self.base!r}"
-
-    def attach(self, engine: Any) -> None:
-        """Say whose future it knows.
-
-        Raises:
-            ConfigError: not the compiled engine.
-        """
-        from splitgym.sim.compiled_engine import CompiledEngine
-
-        if not isinstance(engine, CompiledEngine):
-            raise ConfigError("clairvoyant copies the compiled engine: use engine compiled")
-        self._engine = engine
 
     def reset(self, view: ClusterView, seed: int) -> None:
         """Forget the last run."""

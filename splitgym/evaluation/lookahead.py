@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitgym.errors import ConfigError
+from splitgym.evaluation.attached import Attached
 from splitgym.evaluation.contenders import Contender
 from splitgym.observation import prior_weights
 from splitgym.observation.prior import fill_prior
@@ -33,7 +34,7 @@ LATE_WEIGHT = 0.05
 
 
 @dataclass
-class LookAhead:
+class LookAhead(Attached):
     """A routing scheduler that tries its candidates.
 
     Attributes:
@@ -71,19 +72,6 @@ class LookAhead:
             weights = index_weights()
             weights[:NUM_WEIGHTS], weights[NUM_WEIGHTS : NUM_WEIGHTS + len(HINGES)] = self.base.params, HINGES
         self._prior = prior_weights(weights)
-        self._engine: Any = None
-
-    def attach(self, engine: Any) -> None:
-        """Say whose futures are drawn.
-
-        Raises:
-            ConfigError: not the compiled engine.
-        """
-        from splitgym.sim.compiled_engine import CompiledEngine
-
-        if not isinstance(engine, CompiledEngine):
-            raise ConfigError("lookahead copies the compiled engine: use engine compiled")
-        self._engine = engine
 
     def reset(self, view: ClusterView, seed: int) -> None:
         """Forget the last run."""
