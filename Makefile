@@ -11,7 +11,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: demo test test-vllm chaos venv lint format docs wheel-check bench benchmark clean
+.PHONY: demo test test-vllm chaos venv lint format docs wheel-check bench benchmark experiments clean
 
 demo: $(STAMP)
 	$(BIN)/python train.py --demo
@@ -63,6 +63,10 @@ bench: $(STAMP)
 # What learning gains: docs/benchmark.md and docs/benchmark.json. Goes on where it was stopped.
 benchmark: $(STAMP)
 	$(BIN)/python -m benchmarks.learned
+
+# The tables of docs/experiments.md, from kept curves and docs/benchmark.json.
+experiments: $(STAMP)
+	$(BIN)/python -m benchmarks.learned.experiments
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
