@@ -145,10 +145,10 @@ class Judge:
 
     def __call__(self, weights: Floats) -> dict[str, float]:
         found = self._score(weights)
-        than, costs = self._space.baseline, self._config.evolution
+        than = self._space.baseline
         metrics = {
             "goodput": float(np.nanmean(found.goodput)),
-            "fitness": float(found.fitness(costs.tail_weight, costs.energy_weight)[0]),
+            "fitness": float(found.fitness(self._config.evolution)[0]),
             "tail": float(np.nanmean(found.tail)),
             "ttft_slowdown_p99": float(np.nanmean(found.ttft_p99)),
             "energy_per_request_kj": float(np.nanmean(found.energy_kj)),
@@ -217,7 +217,7 @@ class EvolutionRun:
         drawn = scenarios.draw(config, np.random.default_rng([*seed, _SCENARIOS]))
         candidates = self.search.ask(np.random.default_rng([*seed, _NOISE]))
         scores = scenarios.score(candidates, self.space, drawn, pool, config.environment.router)
-        fitness = scores.fitness(config.evolution.tail_weight, config.evolution.energy_weight)
+        fitness = scores.fitness(config.evolution)
         self.search.tell(fitness, self.generation / config.steps)
         self.generation += 1
         took = time.perf_counter() - started

@@ -45,6 +45,11 @@ class EvolutionConfig:
     """A generation; all its candidates run on the same ones."""
     tail_weight: float = Field(default=0.05, ge=0)
     """What the tail costs: goodput - tail_weight x tail is sought, see `agents.scenarios.tail`."""
+    tail_weight_overload: float | None = Field(default=None, ge=0)
+    """The tail's weight in scenarios beyond `overload_from`, where somebody must wait whatever is decided;
+    None: the same as elsewhere."""
+    overload_from: float = Field(default=1.4, gt=0)
+    """Load from which `tail_weight_overload` holds."""
     energy_weight: float = Field(default=0.0, ge=0)
     """What a kilojoule a request costs: energy_weight x energy is taken off as well."""
     hidden: int = Field(default=16, ge=0)

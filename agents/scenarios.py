@@ -1,5 +1,6 @@
 """What a generation is judged on: clusters, workloads and loads, drawn or fixed, run in threads."""
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.config import RunConfig, cluster_of
+from agents.evolution_config import EvolutionConfig
 from agents.routers import compiled_router
 from agents.space import Pair, Space
 from splitgym import schedulers
@@ -38,6 +40,8 @@ class Scenario:
     cluster: Cluster
     workload: Workload
     trace: Trace
+    load: float
+    """Fraction of saturation; NaN of recorded traffic, which has a rate of its own."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,14 @@ class Scores:
     ttft_p99: Floats  # (K, S) of the TTFT slowdown
     energy_kj: Floats  # (K, S) a request of the whole run
 
-    def fitness(self, tail_weight: float, energy_weight: float = 0.0) -> Floats:
-        """(K,) what is sought, the mean over scenarios."""
-        costs = tail_weight * self.tail + energy_weight * self.energy_kj
+    loads: Floats  # (S,) of the scenarios
+
+    def fitness(self, evolution: EvolutionConfig) -> Floats:
+        """(K,) what is sought, the mean over scenarios: goodput less what tail and energy cost."""
+        tail_weight = np.full(len(self.loads), evolution.tail_weight)
+        if evolution.tail_weight_overload is not None:
+            tail_weight[self.loads > evolution.overload_from] = evolution.tail_weight_overload
+        costs = tail_weight * self.tail + evolution.energy_weight * self.energy_kj
         return np.asarray(np.nanmean(self.goodput - costs, axis=1))
 
 
@@ -179,10 +188,10 @@ def _scenario(config: RunConfig, cluster: Cluster, text: str, load: float, seed:
     own = config.workload
     fields: dict[str, Any] = {"part": part, "warmup_s": own.warmup_s, "duration_s": own.episode_s}
     if "@" in text:  # a rate of its own: recorded traffic of this very cluster
-        workload = parse(text, copies=1, **fields)
+        load, workload = math.nan, parse(text, copies=1, **fields)
     else:
         workload = parse(f"{text}@{load * known_or_measured(cluster, text)}", **fields)
-    return Scenario(cluster, workload, workload.build(seed, cluster.num_machines, _find))
+    return Scenario(cluster, workload, workload.build(seed, cluster.num_machines, _find), load)
 
 
 def tail(table: RequestTable) -> float:
@@ -260,4 +269,5 @@ def score(
 
     tasks = [(weights, scenario) for weights in candidates for scenario in scenarios]
     rows = np.array(list(threads.map(one, tasks)))
-    return Scores(*rows.reshape(len(candidates), len(scenarios), -1).transpose(2, 0, 1))
+    measured = rows.reshape(len(candidates), len(scenarios), -1).transpose(2, 0, 1)
+    return Scores(*measured, loads=np.array([scenario.load for scenario in scenarios]))

@@ -56,11 +56,14 @@ class RoutingSpace:
         return residual.index_weights()
 
     def first(self, rng: np.random.Generator, start: Pair) -> Floats:
-        if isinstance(start[0], Residual):
-            return start[0].params.copy()
+        given = start[0]
+        if isinstance(given, Residual) and (self.hidden == 0 or len(given.weights) > residual.size(0)):
+            return given.params.copy()
         weights = residual.index_weights(hidden=self.hidden)
-        if isinstance(start[0], Index):
-            weights[: residual.NETWORK_AT] = [*start[0].params, *HINGES]
+        if isinstance(given, Residual):  # an index of `cem`, hinges and all: it gets a network
+            weights[: residual.NETWORK_AT] = given.params[: residual.NETWORK_AT]
+        elif isinstance(given, Index):
+            weights[: residual.NETWORK_AT] = [*given.params, *HINGES]
         listen_to_nothing(self.unpack(weights), rng)
         return weights
 

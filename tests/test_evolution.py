@@ -2,6 +2,7 @@
 
 import csv
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -154,6 +155,15 @@ def test_the_tail_counts_what_a_few_wait():
     assert scenarios.tail(table([7.0] * 100)) < scenarios.tail(table([1.0] * 98 + [300.0, 300.0]))
 
 
+def test_the_tail_may_weigh_less_where_somebody_must_wait():
+    goodput, tail = np.array([[0.8, 0.5, 0.7]]), np.array([[1.0, 4.0, 2.0]])
+    scores = scenarios.Scores(goodput, tail, tail, tail, np.array([1.2, 1.6, np.nan]))
+    plain = EvolutionConfig(tail_weight=0.1)
+    assert scores.fitness(plain) == pytest.approx((0.7 + 0.1 + 0.5) / 3)
+    milder = replace(plain, tail_weight_overload=0.01, overload_from=1.5)
+    assert scores.fitness(milder) == pytest.approx((0.7 + 0.46 + 0.5) / 3)
+
+
 def test_scenarios_are_drawn_as_asked():
     made = config(evolution={"scenarios": 12, "machines": [2, 4], "loads": [0.5, 0.6]})
     drawn = scenarios.draw(made, np.random.default_rng(0))
@@ -164,6 +174,7 @@ def test_scenarios_are_drawn_as_asked():
         np.testing.assert_array_equal(a.trace.arrival_s, b.trace.arrival_s)
     assert {s.workload.part for s in drawn} == {"train"}
     assert {s.cluster.num_machines for s in drawn} == {2, 3, 4}
+    assert all(0.5 <= s.load <= 0.6 for s in drawn)
     assert len({s.workload.base_name for s in drawn}) == 2
     assert {s.workload.part for s in scenarios.judged(made)} == {"validation"}
 
@@ -190,7 +201,8 @@ def test_energy_may_cost_fitness():
     used = results.select()[0]
     assert scores.energy_kj.shape == (1, 2) and 0.5 < scores.energy_kj[0, 0] < 50
     assert used.metrics.energy_per_request_j / 1e3 == pytest.approx(scores.energy_kj[0, 0])
-    plain, dear = scores.fitness(0.1), scores.fitness(0.1, 0.5)
+    asked = EvolutionConfig(tail_weight=0.1)
+    plain, dear = scores.fitness(asked), scores.fitness(replace(asked, energy_weight=0.5))
     np.testing.assert_allclose(plain - dear, 0.5 * scores.energy_kj.mean(axis=1))
 
 
@@ -316,6 +328,15 @@ def test_a_search_starts_from_another(tmp_path):
     _, search = evolution.make_search(made)
     best = arrays(tmp_path / "first" / "best")[0]
     np.testing.assert_allclose(search.result(), best, rtol=1e-12)
+
+
+def test_an_index_tuned_by_cem_gets_a_network():
+    tuned = Residual(weights=tuple((index_weights() * 1.1).tolist()))
+    first = RoutingSpace(4).first(np.random.default_rng(0), (tuned, None))
+    parts = RoutingSpace(4).unpack(first)
+    np.testing.assert_array_equal(np.concatenate([parts["index"], parts["hinges"]]), tuned.params[:14])
+    assert parts["input_weights"].any() and not parts["output_weights"].any()
+    np.testing.assert_array_equal(RoutingSpace(0).first(np.random.default_rng(0), (tuned, None)), tuned.params)
 
 
 def test_errors_come_before_the_run(tmp_path):
