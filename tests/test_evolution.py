@@ -336,7 +336,9 @@ def test_an_index_tuned_by_cem_gets_a_network():
     parts = RoutingSpace(4).unpack(first)
     np.testing.assert_array_equal(np.concatenate([parts["index"], parts["hinges"]]), tuned.params[:14])
     assert parts["input_weights"].any() and not parts["output_weights"].any()
-    np.testing.assert_array_equal(RoutingSpace(0).first(np.random.default_rng(0), (tuned, None)), tuned.params)
+    np.testing.assert_array_equal(
+        RoutingSpace(0).first(np.random.default_rng(0), (tuned, None)), tuned.params
+    )
 
 
 def test_errors_come_before_the_run(tmp_path):
