@@ -26,6 +26,7 @@ from splitgym.errors import ConfigError, SplitgymError
 from splitgym.router import config as router_config
 from splitgym.router.config import RouterConfig, load_config
 from splitgym.router.engine import EngineOptions, running
+from splitgym.router.http.connection import State
 from tests.fake_vllm import routed
 from tests.test_router_engines import names
 
@@ -227,10 +228,10 @@ def test_clients_that_say_nothing_are_hung_up_on(client, monkeypatch):
     door = client.router.door
     with socket.create_connection(("127.0.0.1", client.router.port), timeout=20) as silent:
         silent.sendall(b"POST /v1/comp")
-        while not door._silent:
+        while not (waiting := [c for c in door.connections if c.state == State.HEAD]):
             time.sleep(0.01)
-        for protocol in list(door._silent):
-            door._silent[protocol] -= 60.0  # a minute ago
+        for connection in waiting:
+            connection.since_s -= 60.0  # a minute ago
         assert silent.recv(100) == b""
 
 
@@ -314,4 +315,5 @@ def test_bundles_that_were_damaged(tmp_path_factory, bundle, data):
         assert "\n" not in str(error)
     else:
         # What still loads is a manifest that means the same, or says something else of what decides nothing.
-        assert name == "manifest.json" and how in ("flip", "insert")
+        same = bytes(raw).strip() == bundle[name].strip()  # but for the line's end
+        assert name == "manifest.json" and (how in ("flip", "insert") or (how == "cut" and same))

@@ -329,7 +329,7 @@ async def test_connections_are_bounded():
         assert (await reader.read()).startswith(b"HTTP/1.1 503") and client.router.door.turned_away == 1
         for _, other in [*open_, (reader, writer)]:
             other.close()
-        await client.until(lambda: not client.router.door._server.connections)
+        await client.until(lambda: not client.router.door.connections)
         assert (await client.complete())[0] == 200
 
 

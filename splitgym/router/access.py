@@ -1,19 +1,16 @@
-"""Who may come in: keys compared in constant time, a bounded number of connections, no slow openings."""
+"""Who may come in: keys compared in constant time; and what the admin port adds to aiohttp's server."""
 
 import asyncio
 import hmac
 import ipaddress
 import logging
-import time
 from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from splitgym.router.http.server import TurnedAway
 from splitgym.router.protocol import Refused
-
-_HEADER_S = 15.0
-"""A connection that has not sent a request by then is closed."""
 
 
 class Keys:
@@ -29,17 +26,19 @@ class Keys:
     def __bool__(self) -> bool:
         return bool(self._keys)
 
-    def check(self, request: web.BaseRequest) -> None:
+    def check(self, authorization: str, api_key: str) -> None:
         """Let a request pass.
+
+        Args:
+            authorization, api_key: its headers `Authorization` and `X-Api-Key`, "" where they are not there.
 
         Raises:
             Refused: 401, no valid key.
         """
         if not self._keys:
             return
-        given = request.headers.get("Authorization", "")
-        kind, _, token = given.partition(" ")
-        offered = token.strip() if kind.lower() == "bearer" else request.headers.get("X-Api-Key", "")
+        kind, _, token = authorization.partition(" ")
+        offered = token.strip() if kind.lower() == "bearer" else api_key
         found = offered.encode("utf-8", "surrogateescape")
         # Every key is compared, whatever the first ones say.
         matches = [hmac.compare_digest(found, key) for key in self._keys]
@@ -48,7 +47,7 @@ class Keys:
 
 
 class Door:
-    """Makes one protocol for each connection, as long as there are not too many.
+    """The admin port's: makes one protocol for each connection, as long as there are not too many.
 
     Args:
         server: aiohttp's.
@@ -58,33 +57,15 @@ class Door:
     def __init__(self, server: Any, limit: int) -> None:
         self._server = server
         self._limit = limit
-        self._silent: dict[Any, float] = {}  # connections that have not sent a request yet, since when
         self.turned_away = 0
 
     def __call__(self) -> asyncio.BaseProtocol:
         """A protocol for a new connection."""
         if len(self._server.connections) >= self._limit:
             self.turned_away += 1
-            return _Closed()
-        protocol = self._server()
-        self._silent[protocol] = time.monotonic()
-        found: asyncio.BaseProtocol = protocol
+            return TurnedAway()
+        found: asyncio.BaseProtocol = self._server()
         return found
-
-    def heard(self, request: web.BaseRequest) -> None:
-        """A request came over its connection."""
-        self._silent.pop(request.protocol, None)
-
-    async def sweep(self) -> None:
-        """Close connections that say nothing, for ever."""
-        while True:
-            await asyncio.sleep(_HEADER_S / 3)
-            late = time.monotonic() - _HEADER_S
-            for protocol, since in list(self._silent.items()):
-                if protocol.transport is None:
-                    del self._silent[protocol]
-                elif since < late:
-                    protocol.transport.abort()
 
 
 class _NotHttp(logging.Filter):
@@ -103,15 +84,6 @@ def http_log() -> logging.Logger:
     return log
 
 
-class _Closed(asyncio.Protocol):
-    """Hangs up at once."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.write(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
-        transport.close()
-
-
 def same_host(request: web.BaseRequest) -> bool:
     """Was the admin port asked by its own address? A page of another site that a browser resolves to loopback
     names itself in `Host`.
@@ -124,3 +96,49 @@ def same_host(request: web.BaseRequest) -> bool:
     except ValueError:
         return False
     return True
+
+
+async def read_body(request: web.BaseRequest, limit: int, seconds: float = 30.0) -> bytes:
+    """The whole body of a request.
+
+    Raises:
+        Refused: 413 where it is too large, 408 where it does not come.
+    """
+    too_large = Refused(413, f"the body is larger than {limit} bytes", "RequestEntityTooLarge")
+    if (request.content_length or 0) > limit:
+        raise too_large
+    if request.content.is_eof():  # all of it came with the headers, which is the usual case
+        whole = request.content.read_nowait()
+        if len(whole) > limit:
+            raise too_large
+        return whole
+    pieces, size = [], 0
+    try:
+        async with asyncio.timeout(seconds):
+            async for piece in request.content.iter_any():
+                size += len(piece)
+                if size > limit:
+                    raise too_large
+                pieces.append(piece)
+    except TimeoutError:
+        raise Refused(408, "the body did not come in time", "RequestTimeout") from None
+    return b"".join(pieces)
+
+
+def gone(request: web.BaseRequest) -> web.Response:
+    """Hang up on a client that went away; what is returned reaches nobody, and is no error to aiohttp."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response(status=499)
+
+
+def refusal(refused: Refused) -> web.Response:
+    """An error object."""
+    headers = {}
+    if refused.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, round(refused.retry_after_s)))
+    if refused.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return web.Response(
+        status=refused.status, body=refused.body, headers=headers, content_type="application/json"
+    )

@@ -12,8 +12,7 @@ from aiohttp import web
 
 from splitgym.config import make, to_mapping
 from splitgym.errors import SplitgymError
-from splitgym.router.access import Keys, same_host
-from splitgym.router.call import read_body, refusal
+from splitgym.router.access import Keys, read_body, refusal, same_host
 from splitgym.router.config import ServerConfig
 from splitgym.router.decisions import Deciders
 from splitgym.router.metrics import CONTENT_TYPE
@@ -68,7 +67,9 @@ class Admin:
     async def _around(self, request: web.Request, handler: Respond) -> web.StreamResponse:
         try:
             if request.path != "/":  # the page itself holds nothing; it asks for the key
-                self._keys.check(request)
+                self._keys.check(
+                    request.headers.get("Authorization", ""), request.headers.get("X-Api-Key", "")
+                )
             if not self._keys and not same_host(request):
                 raise Refused(
                     403, "without keys the admin port answers to its own address alone", "Forbidden"

@@ -5,7 +5,6 @@ import signal
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from aiohttp import web
 from yarl import URL
@@ -16,6 +15,7 @@ from splitgym.router.admin import Admin
 from splitgym.router.config import RouterConfig
 from splitgym.router.handler import Handler
 from splitgym.router.health import Watch
+from splitgym.router.http.server import HANDSHAKE_S, HttpServer
 from splitgym.router.parts import Parts
 from splitgym.router.pools import Pools
 from splitgym.router.traffic import BLOCKED, Traffic
@@ -40,9 +40,10 @@ class Router:
         self.admin = Admin(self.parts, self.pools, Keys(config.admin.keys.read()))
         self._tls = _tls(config)
         self._tasks: list[asyncio.Task[None]] = []
-        self._runners: list[web.BaseRunner] = []
+        self._runner: web.AppRunner | None = None
         self._listening: list[asyncio.Server] = []
-        self.door: Door
+        limits = config.listen.max_connections, config.listen.max_header_bytes, config.listen.max_body_bytes
+        self.door = HttpServer(self.traffic.answer, self.traffic.check, self.traffic.refusal, limits)
 
     async def start(self) -> None:
         """Begin to listen; returns when both ports are open.
@@ -54,15 +55,12 @@ class Router:
         self.pools.open()
         listen, admin = self.config.listen, self.config.admin
         try:
-            requests = web.ServerRunner(web.Server(self.traffic.answer, **self._http()), shutdown_timeout=1.0)
-            self.port, self.door = await self._serve(requests, listen.host, listen.port, self._tls)
-            pages = web.AppRunner(self.admin.application(), **self._http(), shutdown_timeout=1.0)
-            self.admin_port, _ = await self._serve(pages, admin.host, admin.port, None)
+            self.port = await self._listen(self.door, listen.host, listen.port, self._tls)
+            self.admin_port = await self._listen(await self._pages(), admin.host, admin.port, None)
         except OSError as error:
             await self.stop(0.0)
             raise ConfigError(f"cannot listen ({error.strerror or error})") from None
         watch = Watch(self.parts.upstream.session, self.config.health, self.parts.servers, self.parts.state)
-        self.traffic.door = self.door
         for work in (watch.run(), self.pools.run(), self._flush(), self.door.sweep()):
             self._tasks.append(asyncio.create_task(work))
 
@@ -75,39 +73,46 @@ class Router:
         self.parts.gate.closed = True
         for server in self._listening:
             server.close()
+        self.door.close_idle()
         clean = await self.parts.drained(self.config.limits.shutdown_s if within_s is None else within_s)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for runner in self._runners:
-            await runner.cleanup()
+        await self.door.abort()
+        if self._runner is not None:
+            await self._runner.cleanup()
         await self.pools.close()
         self.parts.log.event("stop", clean=clean)
         await self.parts.close()
         return clean
 
-    def _http(self) -> dict[str, Any]:
-        """What both servers are told."""
-        return {
-            "handler_cancellation": True,  # a client that goes cancels its request
-            "access_log": None,
-            "logger": http_log(),
-            "max_line_size": self.config.listen.max_header_bytes,
-            "max_field_size": self.config.listen.max_header_bytes,
-            "keepalive_timeout": 75.0,
-        }
+    async def _pages(self) -> Door:
+        """The admin port's protocols, aiohttp's."""
+        listen = self.config.listen
+        self._runner = web.AppRunner(
+            self.admin.application(),
+            handler_cancellation=True,  # a client that goes cancels its request
+            access_log=None,
+            logger=http_log(),
+            max_line_size=listen.max_header_bytes,
+            max_field_size=listen.max_header_bytes,
+            keepalive_timeout=75.0,
+            shutdown_timeout=1.0,
+        )
+        await self._runner.setup()
+        return Door(self._runner.server, listen.max_connections)
 
-    async def _serve(
-        self, runner: web.BaseRunner, host: str, port: int, tls: ssl.SSLContext | None
-    ) -> tuple[int, Door]:
-        await runner.setup()
-        self._runners.append(runner)
-        door = Door(runner.server, self.config.listen.max_connections)
+    async def _listen(
+        self, door: Callable[[], asyncio.BaseProtocol], host: str, port: int, tls: ssl.SSLContext | None
+    ) -> int:
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(door, host, port, ssl=tls, backlog=1024)
+        handshake_s = None if tls is None else HANDSHAKE_S
+        server = await loop.create_server(
+            door, host, port, ssl=tls, ssl_handshake_timeout=handshake_s, backlog=1024
+        )
         self._listening.append(server)
         found: int = server.sockets[0].getsockname()[1]
-        return found, door
+        return found
 
     async def _flush(self) -> None:
         while True:

@@ -1,31 +1,30 @@
 """A client's request, and the small things that reading it and answering it take."""
 
-import asyncio
 import json
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiohttp import web
-from multidict import CIMultiDict
-
+from splitgym.router.http.heads import Headers
+from splitgym.router.http.messages import Request, Response
 from splitgym.router.protocol import Refused, usage_of
 from splitgym.router.records import Record
 from splitgym.router.servers import Server
-from splitgym.router.upstream import Failed, Headers
+from splitgym.router.upstream import Failed
 
-REQUEST_ID = "X-Request-Id"
+REQUEST_ID = b"X-Request-Id"
+JSON_TYPE = (b"Content-Type", b"application/json")
 
 
 @dataclass(slots=True)
 class Call:
     """One client's request on its way."""
 
-    request: web.BaseRequest
+    request: Request
     raw: bytes
     body: dict[str, Any]
     headers: Headers
-    path: str
+    path: bytes  # with its query, as it came
     record: Record
     prompt_tokens: int
     characters: int
@@ -64,33 +63,6 @@ def check_event(server: Server, piece: bytes) -> None:
                 raise Failed(server, "its stream begins with an error", 500)
 
 
-async def read_body(request: web.BaseRequest, limit: int, seconds: float = 30.0) -> bytes:
-    """The whole body of a request.
-
-    Raises:
-        Refused: 413 where it is too large, 408 where it does not come.
-    """
-    too_large = Refused(413, f"the body is larger than {limit} bytes", "RequestEntityTooLarge")
-    if (request.content_length or 0) > limit:
-        raise too_large
-    if request.content.is_eof():  # all of it came with the headers, which is the usual case
-        whole = request.content.read_nowait()
-        if len(whole) > limit:
-            raise too_large
-        return whole
-    pieces, size = [], 0
-    try:
-        async with asyncio.timeout(seconds):
-            async for piece in request.content.iter_any():
-                size += len(piece)
-                if size > limit:
-                    raise too_large
-                pieces.append(piece)
-    except TimeoutError:
-        raise Refused(408, "the body did not come in time", "RequestTimeout") from None
-    return b"".join(pieces)
-
-
 def read_usage(answer: bytes) -> tuple[int | None, int | None]:
     try:
         return usage_of(json.loads(answer))
@@ -100,32 +72,15 @@ def read_usage(answer: bytes) -> tuple[int | None, int | None]:
 
 def rename(call: Call, request_id: str) -> None:
     """Another X-Request-Id."""
-    kept = [(k, v) for k, v in call.headers if k.lower() != REQUEST_ID.lower()]
-    call.headers = [*kept, (REQUEST_ID, request_id)]
+    kept = [pair for pair in call.headers if pair[0].lower() != REQUEST_ID.lower()]
+    call.headers = [*kept, (REQUEST_ID, request_id.encode("latin-1"))]
 
 
-def multi(headers: Headers) -> Any:
-    return CIMultiDict(headers)
-
-
-def plain(status: int, headers: Headers, body: bytes) -> web.Response:
-    return web.Response(status=status, headers=multi(headers), body=body)
-
-
-def gone(request: web.BaseRequest) -> web.Response:
-    """Hang up on a client that went away; what is returned reaches nobody, and is no error to aiohttp."""
-    if request.transport is not None:
-        request.transport.abort()
-    return web.Response(status=499)
-
-
-def refusal(refused: Refused) -> web.Response:
+def refused_answer(refused: Refused) -> Response:
     """An error object."""
-    headers = {}
+    headers = [(b"Content-Type", b"application/json; charset=utf-8")]
     if refused.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, round(refused.retry_after_s)))
+        headers.append((b"Retry-After", b"%d" % max(1, round(refused.retry_after_s))))
     if refused.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return web.Response(
-        status=refused.status, body=refused.body, headers=headers, content_type="application/json"
-    )
+        headers.append((b"WWW-Authenticate", b"Bearer"))
+    return Response(refused.status, refused.body, headers)

@@ -8,14 +8,12 @@ import secrets
 import time
 from typing import Any
 
-from aiohttp import web
-
-from splitgym.router.call import REQUEST_ID, Call, plain, read_body, rename
+from splitgym.router.call import JSON_TYPE, REQUEST_ID, Call, rename
 from splitgym.router.decisions import Choice
+from splitgym.router.http.messages import Request, Response
 from splitgym.router.parts import Parts
 from splitgym.router.protocol import (
     Refused,
-    forwarded,
     parse_body,
     prompt_body,
     token_body,
@@ -29,7 +27,7 @@ from splitgym.router.state import Flight
 from splitgym.router.stream import complete, learn, pass_on
 from splitgym.router.upstream import NOT_ITS_FAULT, Failed
 
-_OF_THE_BODY = ("content-type", "content-encoding", "accept-encoding")
+_OF_THE_BODY = (b"content-type", b"content-encoding", b"accept-encoding")
 """Headers that do not hold for the prompt server's body, or for its answer, which the router reads."""
 
 
@@ -44,10 +42,10 @@ class Handler:
         self.parts = parts
         self._limits = parts.config.limits
 
-    async def completions(self, request: web.BaseRequest) -> web.StreamResponse:
-        """The endpoint."""
+    async def completions(self, request: Request) -> Response | None:
+        """The endpoint; None where the answer was streamed."""
         parts = self.parts
-        call = await self._accept(request)
+        call = self._accept(request)
         record = call.record
         try:
             return await self._serve(call)
@@ -55,7 +53,7 @@ class Handler:
             record.status = refused.status
             record.outcome = "refused" if refused.status in (429, 503) else "server_error"
             raise
-        except (asyncio.CancelledError, ConnectionError):
+        except asyncio.CancelledError:
             record.outcome = "disconnected"
             record.status = record.status or 499
             raise
@@ -64,17 +62,16 @@ class Handler:
             # The answer goes first, then the accounts.
             asyncio.get_running_loop().call_soon(parts.finish, record)
 
-    async def _accept(self, request: web.BaseRequest) -> Call:
-        """Read and parse the request; count it."""
+    def _accept(self, request: Request) -> Call:
+        """Parse the request; count it."""
         parts = self.parts
         start_s = time.monotonic()
-        raw = await read_body(request, parts.config.listen.max_body_bytes)
-        body = parse_body(raw)
+        body = parse_body(request.body)
         tokens, characters = parts.lengths.measure(body)
-        request_id = request.headers.get(REQUEST_ID) or secrets.token_hex(16)
-        headers = forwarded(request.headers)
-        if REQUEST_ID not in request.headers:
-            headers.append((REQUEST_ID, request_id))
+        headers, given = request.headers, request.named.get(b"x-request-id")
+        request_id = given.decode("latin-1") if given else secrets.token_hex(16)
+        if given is None:
+            headers = [*headers, (REQUEST_ID, request_id.encode())]
         record = Record(
             request_id=request_id[:200],
             endpoint=request.path,
@@ -85,10 +82,9 @@ class Handler:
             max_tokens=wanted_tokens(body),
         )
         parts.state.arrived(tokens)
-        path = request.rel_url.raw_path_qs
-        return Call(request, raw, body, headers, path, record, tokens, characters, start_s)
+        return Call(request, request.body, body, headers, request.target, record, tokens, characters, start_s)
 
-    async def _serve(self, call: Call) -> web.StreamResponse:
+    async def _serve(self, call: Call) -> Response | None:
         """Try until one answers."""
         parts = self.parts
         last: Failed | None = None
@@ -115,13 +111,12 @@ class Handler:
                     break
         assert last is not None
         if last.answer is not None:
-            status, headers, body = last.answer
-            call.record.status, call.record.outcome = status, "server_error"
-            return plain(status, headers, body)
+            call.record.status, call.record.outcome = last.answer.status, "server_error"
+            return last.answer
         kind = "GatewayTimeout" if last.status == 504 else "BadGateway"
         raise Refused(last.status, f"no server answered: {last.why}", kind)
 
-    async def _attempt(self, call: Call, choice: Choice) -> web.StreamResponse:
+    async def _attempt(self, call: Call, choice: Choice) -> Response | None:
         parts = self.parts
         p, t = choice.pair
         source, target = parts.servers[p], parts.servers[t]
@@ -164,28 +159,26 @@ class Handler:
 
     async def _prompt(
         self, call: Call, server: Server, flight: Flight, attempt: Attempt
-    ) -> tuple[dict[str, Any] | None, web.Response | None]:
+    ) -> tuple[dict[str, Any] | None, Response | None]:
         """Compute the prompt: (parameters of the transfer or None, a refusal to pass on or None).
 
         Raises:
             Failed: the server did not.
         """
         upstream = self.parts.upstream
-        headers = [(k, v) for k, v in call.headers if k.lower() not in _OF_THE_BODY]
-        headers.append(("Content-Type", "application/json"))
+        headers = [pair for pair in call.headers if pair[0].lower() not in _OF_THE_BODY]
+        headers.append(JSON_TYPE)
         server.enter()
         try:
             by_s = call.by_s(self._limits.prompt_s, self._limits.total_s)
-            status, answered, answer, said = await upstream.ask(
-                server, call.path, headers, prompt_body(call.body), by_s
-            )
+            answer, said = await upstream.ask(server, call.path, headers, prompt_body(call.body), by_s)
         finally:
             server.leave()
         attempt.prompt_s = call.since_s
-        if status != 200:  # the request's own fault: any server would say so
+        if answer.status != 200:  # the request's own fault: any server would say so
             server.succeeded()
-            call.record.status, call.record.outcome = status, "client_error"
-            return None, plain(status, answered, answer)
+            call.record.status, call.record.outcome = answer.status, "client_error"
+            return None, answer
         try:
             transfer, tokens = transfer_params(said)
         except ValueError:
@@ -201,7 +194,7 @@ class Handler:
 
     async def _tokens(
         self, call: Call, server: Server, flight: Flight, attempt: Attempt, body: bytes
-    ) -> web.StreamResponse:
+    ) -> Response | None:
         """The token server's answer, to the client."""
         seconds = self._limits.prompt_s if call.stream else self._limits.total_s
         # Unless it is streamed, nobody sees when the tokens begin.
@@ -219,32 +212,26 @@ class Handler:
 
     async def _answer(
         self, call: Call, server: Server, flight: Flight, attempt: Attempt, body: bytes, by_s: float
-    ) -> web.StreamResponse:
+    ) -> Response | None:
         upstream = self.parts.upstream
-        response = await upstream.open(server, "POST", call.path, call.headers, body, by_s)
+        answer = await upstream.open(server, b"POST", call.path, call.headers, body, by_s)
         try:
-            streamed = "event-stream" in response.headers.get("Content-Type", "")
-            if response.status == 200 and streamed:
-                out = await pass_on(self.parts, call, server, flight, attempt, response)
-                if not response.content.at_eof():
-                    response.close()  # given up: the server must know
-                return out
-            answer = await upstream.whole(server, response, by_s)
-        except BaseException:
-            response.close()
-            raise
-        response.release()
-        headers = forwarded(response.headers)
-        said = upstream.judge(server, response.status, headers, answer)
+            if answer.status == 200 and b"event-stream" in answer.named.get(b"content-type", b""):
+                await pass_on(self.parts, call, server, flight, attempt, answer)
+                return None
+            whole = await upstream.whole(server, answer, by_s)
+        finally:
+            answer.release()
+        said = upstream.judge(server, answer, whole)
         server.succeeded()
         record = call.record
-        record.status = response.status
-        if response.status != 200:
+        record.status = answer.status
+        if answer.status != 200:
             record.outcome = "client_error"
-            return plain(response.status, headers, answer)
+            return Response(answer.status, whole, answer.headers)
         server.served += 1
         prompt, output = usage_of(said)
         attempt.first_byte_s = call.since_s
         learn(self.parts, call, prompt)
         complete(self.parts, call, flight, output or 1)
-        return plain(response.status, headers, answer)
+        return Response(answer.status, whole, answer.headers)

@@ -20,23 +20,6 @@ ASK_FOR_CACHE: dict[str, Any] = {
 }
 _NOT_FOR_PROMPT = ("stream_options", "min_tokens", "min_completion_tokens")
 
-HOP_BY_HOP = frozenset(
-    (
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "host",
-        "content-length",
-        "expect",
-    )
-)
-
 
 class Refused(Exception):
     """A request that is answered with an error object.
@@ -173,11 +156,3 @@ class StreamMeter:
                 if found != (None, None):
                     return found
         return None, None
-
-
-def forwarded(headers: Any) -> list[tuple[str, str]]:
-    """End-to-end headers, as they came: hop-by-hop ones and those that `Connection` names are left out."""
-    named = {
-        token.strip().lower() for value in headers.getall("Connection", ()) for token in value.split(",")
-    }
-    return [(k, v) for k, v in headers.items() if k.lower() not in HOP_BY_HOP and k.lower() not in named]

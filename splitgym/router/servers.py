@@ -6,6 +6,7 @@ from collections.abc import Callable
 from enum import StrEnum
 
 from splitgym.router.config import HealthConfig, ServerConfig
+from splitgym.router.http.client import Origin
 from splitgym.types import NS_PER_S
 
 
@@ -46,6 +47,7 @@ class Server:
         self.index = index
         self.config = config
         self.url = config.url.rstrip("/")
+        self.origin = Origin.of(self.url)
         self._health = health
         self._clock = clock
         self._changed = changed

@@ -1,20 +1,19 @@
 """The port for requests: who may come in, which way a request goes, errors as OpenAI's error objects.
 
-It stands on aiohttp's low-level server: routes and middlewares cost a request more than the policy does.
+It stands on the server of `splitgym.router.http`: a request costs one task and no routes or middlewares.
 """
 
 import posixpath
 import sys
 import time
-from typing import Any
 
-from aiohttp import web
-
-from splitgym.router.access import Door, Keys
-from splitgym.router.call import gone, multi, read_body, refusal
+from splitgym.router.access import Keys
+from splitgym.router.call import JSON_TYPE, refused_answer
 from splitgym.router.handler import Handler
+from splitgym.router.http.answer import Answer, Broken
+from splitgym.router.http.messages import Request, Response
 from splitgym.router.parts import Parts
-from splitgym.router.protocol import Refused, forwarded
+from splitgym.router.protocol import Refused
 from splitgym.router.servers import Server
 from splitgym.router.upstream import Failed
 
@@ -45,6 +44,7 @@ BLOCKED = (
     "/inject_faults",
 )
 """Paths by which a client could change a server: not passed on. So is everything that begins with them."""
+_KINDS = {405: "InvalidRequestError", 408: "RequestTimeout", 413: "RequestEntityTooLarge"}
 COMPLETIONS = frozenset(("/v1/completions", "/v1/chat/completions"))
 
 
@@ -62,77 +62,74 @@ class Traffic:
         self._completions = handler.completions
         self._keys = keys
         self._next_other = 0
-        self.door: Door | None = None  # told of connections that have asked something
 
-    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Any request; never raises but for cancellation."""
-        if self.door is not None:
-            self.door.heard(request)
+    def check(self, request: Request) -> Response | None:
+        """Refuse by the head alone, before a body is read."""
+        if request.path == "/health" and request.method in ("GET", "HEAD"):
+            return None
+        try:
+            if self._keys:
+                named = request.named
+                found = named.get(b"authorization", b""), named.get(b"x-api-key", b"")
+                self._keys.check(*(value.decode("utf-8", "surrogateescape") for value in found))
+            return None
+        except Refused as refused:
+            self._parts.metrics.unauthorized += 1
+            return refused_answer(refused)
+
+    @staticmethod
+    def refusal(status: int, why: str) -> Response:
+        """The answer to what is no request."""
+        return refused_answer(Refused(status, why, _KINDS.get(status, "BadRequestError")))
+
+    async def answer(self, request: Request) -> Response | None:
+        """Any request; never raises but for cancellation. None where the answer was written in pieces."""
         self._parts.active += 1
         try:
             path = request.path
-            if path == "/health" and request.method in ("GET", "HEAD"):
-                return self._health()
-            self._keys.check(request)
             if path in COMPLETIONS and request.method == "POST":
                 return await self._completions(request)
+            if path == "/health" and request.method in ("GET", "HEAD"):
+                return self._health()
             return await self._other(request)
         except Refused as refused:
-            self._parts.metrics.unauthorized += refused.status == 401
-            return refusal(refused)
-        except web.HTTPException as error:
-            return refusal(Refused(error.status, error.reason, "InvalidRequestError"))
-        except ConnectionError:
-            return gone(request)
+            return refused_answer(refused)
         except Exception as error:
             print(f"router: {type(error).__name__} in {request.method} {request.path}", file=sys.stderr)
-            return refusal(Refused(500, "internal error of the router", "InternalServerError"))
+            return refused_answer(Refused(500, "internal error of the router", "InternalServerError"))
         finally:
             self._parts.active -= 1
 
-    def _health(self) -> web.StreamResponse:
+    def _health(self) -> Response:
         healthy = [server.name for server in self._parts.servers if server.healthy]
         ready = bool(healthy) and not self._parts.gate.closed
-        return web.json_response({"healthy_servers": len(healthy)}, status=200 if ready else 503)
+        return Response(200 if ready else 503, b'{"healthy_servers": %d}' % len(healthy), [JSON_TYPE])
 
     # ---- everything else goes to one server or another as it is -------------------------------------------
 
-    async def _other(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _other(self, request: Request) -> Response | None:
         asked = posixpath.normpath("/" + request.path.lstrip("/"))
         if any(asked == path or asked.startswith((path + "/", path + "_")) for path in BLOCKED):
             raise Refused(404, f"{request.path} is not passed on", "NotFoundError")
-        config, upstream = self._parts.config, self._parts.upstream
-        body = await read_body(request, config.listen.max_body_bytes)
-        headers = forwarded(request.headers)
+        limits, upstream = self._parts.config.limits, self._parts.upstream
+        method = request.method.encode("latin-1")
         last: Failed | None = None
-        for server in self._others()[: config.limits.attempts]:
+        for server in self._others()[: limits.attempts]:
             try:
-                path = request.rel_url.raw_path_qs
-                by_s = time.monotonic() + config.limits.prompt_s
-                found = await upstream.open(server, request.method, path, headers, body or None, by_s)
+                by_s = time.monotonic() + limits.prompt_s
+                found = await upstream.open(
+                    server, method, request.target, request.headers, request.body, by_s
+                )
             except Failed as failed:
                 server.broke(failed.why)
                 last = failed
                 continue
-            return await self._relay(request, found)
+            found.by_s = time.monotonic() + limits.total_s
+            await _relay(request, found)
+            return None
         if last is None:
             raise Refused(503, "no server is healthy", "ServiceUnavailable", 5.0)
         raise Refused(last.status, f"no server answered: {last.why}", "BadGateway")
-
-    async def _relay(self, request: web.BaseRequest, found: Any) -> web.StreamResponse:
-        out = web.StreamResponse(status=found.status, headers=multi(forwarded(found.headers)))
-        try:
-            if found.content_length is not None:
-                out.content_length = found.content_length
-            await out.prepare(request)
-            async for piece in found.content.iter_any():
-                await out.write(piece)
-            await out.write_eof()
-        except BaseException:
-            found.close()
-            raise
-        found.release()
-        return out
 
     def _others(self) -> list[Server]:
         """Healthy servers, each in its turn first."""
@@ -140,3 +137,18 @@ class Traffic:
         self._next_other += 1
         turn = self._next_other % max(1, len(healthy))
         return healthy[turn:] + healthy[:turn]
+
+
+async def _relay(request: Request, found: Answer) -> None:
+    """An answer as it is, piece by piece; one that breaks off ends with a connection that does."""
+    connection = request.connection
+    try:
+        connection.begin(request, found.status, found.headers, found.named.get(b"content-length"))
+        connection.on_pause = found.pause
+        await found.pour(connection.write)
+        connection.end()
+    except (Broken, TimeoutError):
+        connection.transport.abort()
+    finally:
+        connection.on_pause = None
+        found.release()

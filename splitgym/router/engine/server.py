@@ -14,7 +14,7 @@ from typing import Any
 
 from aiohttp import web
 
-from splitgym.router.call import gone
+from splitgym.router.access import gone
 from splitgym.router.engine import answers
 from splitgym.router.engine.bodies import ChatBody, CompletionBody, Refusal, internal_error
 from splitgym.router.engine.caches import Caches, SideChannel, Ticket
