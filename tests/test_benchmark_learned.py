@@ -14,7 +14,7 @@ from benchmarks.learned.cases import CASES, Case
 from benchmarks.learned.entrants import MP_ORACLE, RESIDUAL, TUNED, Field, paper_at_its_best
 from benchmarks.learned.measure import Bench, highest_rate, measure
 from benchmarks.learned.page import Section, Table
-from benchmarks.learned.sections import max_rate, routing, sections, tail
+from benchmarks.learned.sections import max_rate, routing, sections, sizing, tail
 from benchmarks.learned.statistics import best_of, estimate, improvement, iqm, mean, pick
 from splitgym import schedulers
 from splitgym.evaluation import Contender, evaluate, parse
@@ -243,3 +243,30 @@ def test_kept_weights_can_be_read() -> None:
     assert len(names) > 10
     assert all(weights.read(name) is not None for name in names)
     assert weights.read("no such") is None
+
+
+def test_pool_sizing_is_compared_by_delay_with_rules_splits_and_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = "shifting:azure-conv-synth~azure-code-synth"
+    monkeypatch.setattr(sizing, "SHIFTING", load)
+    monkeypatch.setattr(sizing, "DELAYS_S", (0.0, 5.0))
+    case = replace(TINY, name="8h", loads=(0.9,), workloads=(load, "poisson:azure-code-synth"))
+    rows = sizing._rows(CASES["8h"], 5.0)
+    delays = {e.cluster.switch_delay_s for found in rows.values() for e in found if e.cluster is not None}
+    assert delays == {0.0, 5.0} and all(
+        e.cluster is not None and e.cluster.confine
+        for row, found in rows.items()
+        for e in found
+        if row != sizing.FREE
+    )
+    made = sizing.sizing(case, Bench(Kept(tmp_path / "kept.jsonl"), command="x", out=tmp_path))
+    table = {row[0]: float(row[-1]) for row in made.tables[0].rows}
+    assert {sizing.STATIC, sizing.REACTIVE, sizing.ES, sizing.PPO, sizing.CLAIRVOYANT} <= table.keys()
+    assert made.claims["sizing.goodput_over_static"] == pytest.approx(
+        table[sizing.ES] - table[sizing.STATIC], abs=1e-3
+    )
+    assert made.claims["ppo_sizing.goodput_over_reactive"] == pytest.approx(
+        table[sizing.PPO] - table[sizing.REACTIVE], abs=1e-3
+    )
+    assert not any("clairvoyant" in name for name in made.claims)

@@ -2,7 +2,8 @@
 
     python -m benchmarks.learned.weights RUN NAME "the command that made RUN" [latest]
 
-writes `weights/NAME.json` from the best model of a run folder of `es` or `cem`, or the latest.
+writes `weights/NAME.json` from the best model of a run folder of `es` or `cem`, or the latest. Of a network,
+`splitgym export RUN --out weights/NAME` writes a bundle.
 """
 
 import json
@@ -53,6 +54,11 @@ def read_pair(name: str) -> tuple[CompiledRouting | None, CompiledSizing | None]
 def names(prefix: str) -> list[str]:
     """Kept weights whose name begins so, in order."""
     return sorted(path.stem for path in FOLDER.glob(f"{prefix}*.json"))
+
+
+def bundles(prefix: str) -> list[Path]:
+    """Kept networks, as policy bundles, whose name begins so, in order."""
+    return sorted(path.parent for path in FOLDER.glob(f"{prefix}*/manifest.json"))
 
 
 def keep(run: str | Path, name: str, command: str, which: str = "best") -> Path:

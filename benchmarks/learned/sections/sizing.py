@@ -1,4 +1,7 @@
-"""Pool sizing, phases confined to their pools: learned against static splits and tuned rules, by delay."""
+"""Pool sizing, phases confined to their pools: learned against static splits and tuned rules, by delay.
+
+The clairvoyant rows cheat: they know the arrivals of the next seconds (`splitgym.evaluation.clairvoyant`).
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,12 +12,11 @@ from numpy.typing import NDArray
 
 from benchmarks.learned import weights
 from benchmarks.learned.cases import CASES, Case
-from benchmarks.learned.entrants import exists
 from benchmarks.learned.measure import Bench, Runs, measure
 from benchmarks.learned.page import Section, Table
 from benchmarks.learned.statistics import best_of, estimate, improvement, mean
 from splitgym import policy, schedulers
-from splitgym.evaluation import Contender
+from splitgym.evaluation import Clairvoyant, Contender
 from splitgym.schedulers import RoutingScheduler, SizingScheduler
 
 Floats = NDArray[np.float64]
@@ -30,8 +32,11 @@ STATIC, PAPER = "best static split in hindsight", "mp, best static split in hind
 REACTIVE, EWMA = "reactive, tuned", "EWMA, tuned"
 ES, PPO, JOINT = "ES sizing", "PPO sizing", "ES joint"
 FREE = "index-tuned, not confined"
+CLAIRVOYANT = "clairvoyant, knows the next 20 s (cheats)"
+KNOWN_S = 20.0
+BASES = {0.0: "sizing-es-seed11"}
+"""The rule that a clairvoyant follows where no split is better, by delay; elsewhere it holds the split."""
 DEFAULTS = {"reactive, default options": "reactive", "EWMA, default options": "ewma"}
-PPO_BUNDLE = "pretrained:sizing-ppo"
 
 
 def _rows(case: Case, delay_s: float) -> dict[str, list[Contender]]:
@@ -62,12 +67,15 @@ def _rows(case: Case, delay_s: float) -> dict[str, list[Contender]]:
     tuned_at = min(delay_s, TUNED_UP_TO_S)
     rows[REACTIVE] = kept(f"sizing-reactive-{case.name}-{tuned_at:g}s")
     rows[EWMA] = kept(f"sizing-ewma-{case.name}-{tuned_at:g}s")
-    rows[ES] = kept("sizing-es-delayed-seed" if delay_s else "sizing-es-seed")
+    own = f"-{delay_s:g}s" if delay_s else ""
+    rows[ES] = kept(f"sizing-es{own}-seed")
+    rows[PPO] = [
+        made(folder.name, None, policy.load(folder)) for folder in weights.bundles(f"sizing-ppo{own}-seed")
+    ]
     if delay_s == 0:
         rows[JOINT] = kept("joint-es-seed")
-    if delay_s == 0 and exists(PPO_BUNDLE):
-        found = policy.contender(PPO_BUNDLE, start)
-        rows[PPO] = [made(PPO, found.routing, found.sizing)]
+    base = weights.read_pair(BASES[delay_s])[1] if delay_s in BASES else static
+    rows[CLAIRVOYANT] = [made(CLAIRVOYANT, None, Clairvoyant(base, KNOWN_S))]
     rows[FREE] = [Contender(FREE, schedulers.routing(ROUTER), static, case.config())]
     return {row: entrants for row, entrants in rows.items() if entrants}
 
@@ -113,18 +121,21 @@ def sizing(case: Case, bench: Bench) -> Section:
         _by_workload(Results(at_once, rows)),
         _choices(found[0.0]),
     ]
-    seeds = {delay: results.seeds.get(ES, 0) for delay, results in found.items()}
+    seeds = "; ".join(
+        f"{_delay(delay)}: " + ", ".join(f"{row} {results.seeds.get(row, 0)}" for row in (ES, PPO, JOINT))
+        for delay, results in found.items()
+    )
     text = (
         f"{case.title}, {case.model}. Prompts stay in the prompt and mixed pools, token phases in the token "
         f"and mixed ones; {ROUTER} routes, except that mp does in its row and the joint agent routes itself. "
         f"A decision each 2 s; pools begin as {case.default_split}. Shifting: Poisson arrivals whose sizes "
         f"move from conversation to code and back in one window; {shifting.windows} windows a load, "
         f"{others.windows} of the other workloads.",
-        f"Training seeds: ES sizing {seeds[0.0]}, with a delay {seeds[5.0]} (other runs, trained with delays "
-        f"of 5 and 30 s), ES joint {found[0.0].seeds.get(JOINT, 0)}. Reactive and EWMA rules are tuned by "
-        "CEM on the shifting load of the train part, for this cluster, this router and no delay or one of "
+        f"Training seeds, each delay its own runs: {seeds}. Reactive and EWMA rules are tuned by CEM on the "
+        "train part, for this cluster, this router and no delay or one of "
         f"{TUNED_UP_TO_S:g} s. The static row takes the best of {len(case.splits)} splits for each workload "
-        "and load on these very windows.",
+        f"and load on these very windows. The clairvoyant tries every split on copies of the simulation with "
+        f"the true requests of the next {KNOWN_S:g} s: it cheats and is there as a bound.",
     )
     return Section(f"Pool sizing: {case.title}", bench.command, text, tuple(tables), claims(found))
 
@@ -147,7 +158,7 @@ def _goodput(found: Results, delay_s: float) -> Table:
 def _differences(found: dict[float, Results]) -> Table:
     rows = []
     for delay, results in found.items():
-        for ours in (ES, PPO, JOINT):
+        for ours in (ES, PPO, JOINT, CLAIRVOYANT):
             for theirs in (STATIC, PAPER, REACTIVE, EWMA):
                 if ours in results.rows and theirs in results.rows:
                     difference = results.of(ours) - results.of(theirs)
@@ -173,7 +184,7 @@ def claims(found: dict[float, Results]) -> dict[str, float]:
     """Differences on the shifting load; nothing where a policy is missing."""
     made: dict[str, float] = {}
     for delay, results in found.items():
-        for ours, prefix in ((ES, "sizing"), (JOINT, "joint")):
+        for ours, prefix in ((ES, "sizing"), (PPO, "ppo_sizing"), (JOINT, "joint")):
             for theirs, name in ((STATIC, "static"), (REACTIVE, "reactive")):
                 if ours not in results.rows or theirs not in results.rows:
                     continue
