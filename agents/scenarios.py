@@ -269,5 +269,6 @@ def score(
 
     tasks = [(weights, scenario) for weights in candidates for scenario in scenarios]
     rows = np.array(list(threads.map(one, tasks)))
-    measured = rows.reshape(len(candidates), len(scenarios), -1).transpose(2, 0, 1)
-    return Scores(*measured, loads=np.array([scenario.load for scenario in scenarios]))
+    goodput, tails, p99, energy = rows.reshape(len(candidates), len(scenarios), -1).transpose(2, 0, 1)
+    loads = np.array([scenario.load for scenario in scenarios])
+    return Scores(goodput, tails, p99, energy, loads)
