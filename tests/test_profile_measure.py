@@ -1,6 +1,7 @@
 """Measuring a live server: the known profile comes back, whatever the way there; nothing measured is lost."""
 
 import asyncio
+import dataclasses
 import json
 import math
 import random
@@ -22,11 +23,12 @@ from splitgym.cli.learning import add_learning_commands
 from splitgym.errors import ProfileError
 from splitgym.measuring import write
 from splitgym.measuring.client import Client
-from splitgym.measuring.plan import Limits, Step, make_plan
-from splitgym.measuring.run import Outcome, Servers, measure
+from splitgym.measuring.plan import FINER, Limits, Step, make_plan
+from splitgym.measuring.run import Outcome, Servers, measure, transfers
 from splitgym.measuring.store import Store
 from splitgym.measuring.sweep import Sweep
 from splitgym.profile import measured
+from splitgym.profile.link import KNOWN, Run, fit_link
 from splitgym.router.engine import EngineOptions, running
 from splitgym.router.engine.call import Call
 from splitgym.router.engine.server import EngineServer
@@ -43,18 +45,24 @@ OPTIONS = EngineOptions(
 )
 
 
-def slow_way(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """Requests take 2 to 6 ms to the engine, tokens up to 2 ms back."""
+def slow_way(
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+    there_s: tuple[float, float] = (0.002, 0.006),
+    back_s: float = 0.002,
+    byte_s: float = 0.0,
+) -> None:
+    """Requests take 2 to 6 ms to the engine, and so long a byte to read; tokens up to 2 ms back."""
     draw = random.Random(seed)
     read, get = EngineServer._read, Call.get
 
     async def later(self: EngineServer, request: Any) -> Any:
-        await asyncio.sleep(draw.uniform(0.002, 0.006))
+        await asyncio.sleep(draw.uniform(*there_s) + byte_s * (request.content_length or 0))
         return await read(self, request)
 
     async def late(self: Call) -> Any:
         found = await get(self)
-        await asyncio.sleep(draw.uniform(0, 0.002))
+        await asyncio.sleep(draw.uniform(0, back_s))
         return found
 
     monkeypatch.setattr(EngineServer, "_read", later)
@@ -108,6 +116,67 @@ def test_the_known_profile_is_recovered(
     words += ["--cluster", f"{tmp_path}/mine.json/tp8:1P1T", "--model", "llama2-70b"]
     assert run(monkeypatch, "evaluate", *words, "--duration", "4", "--warmup", "1", "--engine", "simpy") == 0
     assert json.loads(capsys.readouterr().out)["policies"] == ["index"]
+
+
+FAST = dataclasses.replace(OPTIONS, bandwidth_bytes_per_s=400_000_000_000)
+FEW = Limits(repeats=1, output_tokens=4, max_batch=1, long_outputs=())
+
+
+def test_a_fast_link_is_recovered_although_long_requests_take_long_to_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """At 400 GB/s a token's cache takes 0.8 us; its digits in the request take half of that here."""
+    slow_way(monkeypatch, 1, (0.0002, 0.0006), 0.0002, byte_s=1e-7)
+    outcome = in_virtual_time(monkeypatch, FEW, tmp_path / "m.jsonl", FAST)
+    data, fitted = write.profile_content(
+        outcome, write.find_model(outcome.about, None, None), machine=None, gpus=8, name="mine"
+    )
+    assert fitted.link is not None and fitted.link.seen and fitted.link.error <= KNOWN
+    found = measured.write(tmp_path / "mine.json", data)
+    assert found.machine.network_bytes_per_s == pytest.approx(400e9, rel=0.03)
+    assert "95 % interval" in data["provenance"]["transfer"] and "only" not in data["provenance"]["transfer"]
+
+
+def test_a_link_that_is_too_fast_for_the_way_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not known to 3 %: the interval says how far, and holds the truth."""
+    slow_way(monkeypatch, 2)
+    outcome = in_virtual_time(monkeypatch, FEW, tmp_path / "m.jsonl", FAST)
+    again = [step for step in outcome.plan.steps if step.kind == "transfer"]
+    assert outcome.store is not None and outcome.store.done(again[-1]) == 1 + FINER, "as often as it may"
+    link = fit_link(transfers(outcome.store))
+    assert link is not None and link.error > KNOWN and link.low < 327_680 / 400e9 < link.high
+    assert "known to" in link.text(327_680) or "too fast to be measured here: at least" in link.text(327_680)
+
+
+def line(sizes: tuple[int, ...], count: int, s_per_token: float, noise_s: float, seed: int = 0) -> list[Run]:
+    """Transfers of a link, with delays that are exponential and a reading of 0.5 us a token."""
+    draw = random.Random(seed)
+
+    def late() -> float:
+        return draw.expovariate(1 / noise_s) if noise_s else 0.0
+
+    return [
+        (n, 0.03 + 0.001 + n * (s_per_token + 5e-7) + late(), 0.03, 0.0004 + n * 5e-7 + late())
+        for n in sizes
+        for _ in range(count)
+    ]
+
+
+def test_the_slope_of_transfers_is_the_link() -> None:
+    exact = fit_link(line((256, 1024, 4096, 8192), 3, 8e-7, 0.0))
+    assert exact is not None and exact.s_per_token == pytest.approx(8e-7, rel=1e-6)
+    assert exact.error < 1e-6 and exact.constant_s == pytest.approx(0.0006)
+    held = [fit_link(line((256, 1024, 4096, 8192), 12, 8e-7, 2e-4, seed)) for seed in range(40)]
+    inside = [link.low <= 8e-7 <= link.high for link in held if link is not None]
+    assert len(inside) == 40 and sum(inside) >= 34, "a 95 % interval"
+    assert fit_link(line((256,), 12, 8e-7, 0.0)) is None and fit_link([]) is None
+    unseen = fit_link(line((256, 8192), 3, 1e-8, 3e-3))
+    assert unseen is not None and not unseen.seen and "at least" in unseen.text(327_680)
+    vague = fit_link(line((256, 1024, 4096, 8192), 6, 8e-7, 6e-4))
+    assert vague is not None and KNOWN < vague.error and ("known to" in vague.text(327_680)) == vague.seen
+    # Without the refusals what a long prompt takes to be read counts as transfer.
+    deaf = fit_link([(n, first, one, None) for n, first, one, _ in line((256, 8192), 3, 8e-7, 0.0)])
+    assert deaf is not None and deaf.s_per_token == pytest.approx(13e-7, rel=1e-6)
 
 
 SAMPLES = measured.Samples(
@@ -173,7 +242,7 @@ def test_a_model_of_its_own_is_its_own_reference(monkeypatch: pytest.MonkeyPatch
     from splitgym.config import ClusterConfig, parse_machines
 
     fitted = measured.fit(SAMPLES)
-    assert fitted.mixed_factor == 1.1 and "assumed" in str(measured._errors(fitted)["mixed"])
+    assert fitted.mixed_factor == 1.1 and "assumed" in str(measured._errors(fitted, 1)["mixed"])
     assert fitted.token.slope == pytest.approx(1e-5, rel=1e-6)
     model = profiles.ModelSpec("own", 2, 64, 4, 4, 16, weights_bytes=10_000)
     about = {"gpus": 1, "capacity_tokens": 5_000, "kv_bytes_per_token": model.kv_bytes_per_token}

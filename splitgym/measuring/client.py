@@ -15,6 +15,7 @@ from splitgym.router.health import parse_metrics
 _TOKENS = re.compile(rb'"completion_tokens": ?(\d+)')
 _BYTES_MOVED = re.compile(r"^vllm:nixl_bytes_transferred_sum(?:\{[^\n]*\})? ([0-9.eE+-]+)", re.MULTILINE)
 _LINE_BYTES = 1 << 20
+_NO_MODEL = "no-such-model"
 
 
 class NotAnswered(ProfileError):
@@ -123,15 +124,13 @@ class Client:
         Raises:
             NotAnswered: refused, broken off, or other than the tokens that were asked for.
         """
-        body = self._body(prompt, output) | {
-            "stream": True,
-            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
-        }
+        # Written before the clock starts: a long prompt takes a millisecond.
+        data = json.dumps(self._streamed(prompt, output) | (more or {})).encode()
         self.sent += 1
         found = Stream(0.0) if into is None else into
         found.sent_s = time.perf_counter()
         try:
-            async with self.session.post(self.url + "/v1/completions", json=body | (more or {})) as response:
+            async with self._post(data) as response:
                 if response.status != 200:
                     raise NotAnswered(await self._refusal(response))
                 async for line in response.content:
@@ -161,13 +160,34 @@ class Client:
         """
         self.sent += 1
         try:
-            kind = {"Content-Type": "application/json"}
-            async with self.session.post(self.url + "/v1/completions", data=body, headers=kind) as response:
+            async with self._post(body) as response:
                 if response.status != 200:
                     raise NotAnswered(await self._refusal(response))
                 return await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise NotAnswered(self._trouble(error)) from None
+
+    async def refused(self, prompt: list[int], output: int, more: dict[str, Any]) -> float | None:
+        """How long the server takes to read the request of `stream`: asked for a model that it lacks [s].
+
+        None where it does not mind. The arguments are those of `stream`.
+
+        Raises:
+            NotAnswered: broken off.
+        """
+        data = json.dumps(self._streamed(prompt, output) | more | {"model": _NO_MODEL}).encode()
+        self.sent += 1
+        began = time.perf_counter()
+        try:
+            async with self._post(data) as response:
+                await response.read()
+                return time.perf_counter() - began if response.status >= 400 else None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise NotAnswered(self._trouble(error)) from None
+
+    def _post(self, data: bytes) -> Any:
+        kind = {"Content-Type": "application/json"}
+        return self.session.post(self.url + "/v1/completions", data=data, headers=kind)
 
     def _body(self, prompt: list[int], output: int) -> dict[str, Any]:
         return {
@@ -178,6 +198,10 @@ class Client:
             "ignore_eos": True,
             "temperature": 0.0,
         }
+
+    def _streamed(self, prompt: list[int], output: int) -> dict[str, Any]:
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        return self._body(prompt, output) | {"stream": True, "stream_options": options}
 
     def whole_body(self, prompt: list[int]) -> dict[str, Any]:
         """The request of one token that both servers of a transfer get."""

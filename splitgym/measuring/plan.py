@@ -21,7 +21,11 @@ OUTPUT_BATCHES = (1, 8)
 MIXED = ((512, 2), (1024, 4), (1024, 16))
 INJECTIONS = 3
 """Prompts that are sent into one batch of decodes, one after the other."""
-TRANSFERS = (256, 512, 1024, 2048, 4096)
+TRANSFERS = (256, 1024, 4096, 8192)
+TRANSFER_OUTPUT = 4
+"""Tokens of a transferred request: the iterations after the first are what the first one takes."""
+FINER = 20
+"""A bandwidth that is not known well is measured up to so many times as often, at its two ends."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Plan:
     def requests(self, step: Step) -> int:
         """That one run of a step sends."""
         alone = step.batch == 1
-        more = {"prompt": 1 + alone, "token": 0, "mixed": INJECTIONS, "transfer": 1}
+        more = {"prompt": 1 + alone, "token": 0, "mixed": INJECTIONS, "transfer": 2}
         return step.batch + more[step.kind]
 
     def prompt_tokens(self, step: Step) -> int:
@@ -198,5 +202,6 @@ def make_plan(
         if batch <= most and tokens <= longest and batch * (CONTEXTS[0] + 4 * output) + tokens <= room:
             steps.append(Step("mixed", tokens, batch))
     if transfer:
-        steps += [Step("transfer", n) for n in TRANSFERS if n <= longest]
+        most_tokens = min(longest, max_model_len - TRANSFER_OUTPUT)
+        steps += [Step("transfer", n) for n in TRANSFERS if n <= most_tokens]
     return Plan(tuple(steps), limits, blocker, tuple(left_out))

@@ -10,9 +10,10 @@ import aiohttp
 
 from splitgym.errors import ProfileError
 from splitgym.measuring.client import About, Client
-from splitgym.measuring.plan import Limits, Plan, make_plan
+from splitgym.measuring.plan import FINER, Limits, Plan, make_plan
 from splitgym.measuring.store import Store
 from splitgym.measuring.sweep import Sweep
+from splitgym.profile.link import Run, fit_link
 from splitgym.profile.measured import Samples
 
 Tell = Callable[[int, int, str], None]
@@ -68,8 +69,12 @@ class Outcome:
         prompt = [((int(n), int(b)), t) for n, b, t in self.store.samples("prompt")]
         token = [((int(b), c), t) for b, c, t in self.store.samples("token")]
         mixed = [((int(n), int(b), c), t) for n, b, c, t in self.store.samples("mixed")]
-        transfer = [(int(n), t) for n, t in self.store.samples("transfer")]
-        return Samples(prompt, _grouped(token), mixed, transfer)
+        return Samples(prompt, _grouped(token), mixed, transfers(self.store))
+
+
+def transfers(store: Store) -> list[Run]:
+    """The transfers of a file of measurements."""
+    return [(int(n), first, iteration, read) for n, first, iteration, read in store.samples("transfer")]
 
 
 def _grouped(token: list[tuple[tuple[int, float], float]]) -> list[tuple[tuple[int, float], float]]:
@@ -161,8 +166,33 @@ async def _run(sweep: Sweep, store: Store, tell: Tell) -> tuple[str, int]:
             store.add(step, samples, **facts)
             moved += step.tokens if step.kind == "transfer" else 0
             await asyncio.sleep(limits.pause_s)
+    moved += await _finer_link(sweep, store, tell, until, total)
     tell(total, total, "")
     return "", moved
+
+
+async def _finer_link(sweep: Sweep, store: Store, tell: Tell, until: float, total: int) -> int:
+    """Transfer again, the shortest and the longest, until the bandwidth is known well or limits are near.
+
+    Returns the tokens whose cache was shipped.
+    """
+    steps = sorted((s for s in sweep.plan.steps if s.kind == "transfer"), key=lambda step: step.tokens)
+    moved, limits = 0, sweep.plan.limits
+    if len(steps) < 2:
+        return moved
+    for round_ in range(FINER * limits.repeats):
+        link = fit_link(transfers(store))
+        if link is not None and link.known:
+            break
+        for step in (steps[0], steps[-1]):
+            tell(total - 1, total, f"{step.name}, again: {round_ + 1}")
+            if sweep.sent + sweep.plan.requests(step) > limits.requests or time.monotonic() > until:
+                return moved
+            samples, facts = await sweep.run(step)
+            store.add(step, samples, **facts)
+            moved += step.tokens
+            await asyncio.sleep(limits.pause_s)
+    return moved
 
 
 async def _wait_idle(clients: list[Client]) -> None:

@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 from splitgym.measuring.client import Client, NotAnswered, Stream
-from splitgym.measuring.plan import CONTEXTS, INJECTIONS, Plan, Step
+from splitgym.measuring.plan import CONTEXTS, INJECTIONS, TRANSFER_OUTPUT, Plan, Step
 from splitgym.router.protocol import KV, prompt_body, transfer_params
 
 _IDS = range(10, 250)
@@ -81,7 +81,7 @@ class Sweep:
         if self.pair is not None:
             await self._transfer(Step("transfer", 64))
 
-    async def run(self, step: Step) -> tuple[list[list[float]], dict[str, Any]]:
+    async def run(self, step: Step) -> tuple[list[list[Any]], dict[str, Any]]:
         """One run of a step: its samples, and facts beside them.
 
         Raises:
@@ -93,7 +93,7 @@ class Sweep:
             return await self._tokens(step), {}
         if step.kind == "mixed":
             return await self._mixed(step), {}
-        return [[step.tokens, await self._transfer(step)]], {}
+        return [[step.tokens, *await self._transfer(step)]], {}
 
     # ---- prompts ------------------------------------------------------------------------------------------
 
@@ -200,8 +200,8 @@ class Sweep:
 
     # ---- transfers ----------------------------------------------------------------------------------------
 
-    async def _transfer(self, step: Step) -> float:
-        """From the token server's request to its first token [s]: transfer, and one token computed again."""
+    async def _transfer(self, step: Step) -> tuple[float, float, float | None]:
+        """What `splitgym.profile.link.Run` holds beside the size [s]."""
         assert self.pair is not None
         prompt_server, token_server = self.pair
         prompt = self.prompt(step.tokens)
@@ -215,8 +215,10 @@ class Sweep:
                 f"{prompt_server.url}: returned no kv_transfer_params: start both servers with a "
                 "NixlConnector (docs/deploy.md), or leave --prompt-url and --token-url out"
             )
-        stream = await token_server.stream(prompt, 1, more={KV: params})
-        return stream.first_s - stream.sent_s
+        stream = await token_server.stream(prompt, TRANSFER_OUTPUT, more={KV: params})
+        read_s = await token_server.refused(prompt, TRANSFER_OUTPUT, {KV: params})
+        iteration_s = _slope(stream.times_s, stream.tokens) if len(stream.tokens) > 1 else 0.0
+        return stream.first_s - stream.sent_s, iteration_s, read_s
 
 
 def _slope(times_s: list[float], tokens: list[int]) -> float:

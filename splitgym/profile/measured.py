@@ -28,6 +28,7 @@ from splitgym.profile.curves import (
     mape,
     value,
 )
+from splitgym.profile.link import Link, Run, fit_link
 from splitgym.profile.load import from_content
 from splitgym.profile.profile import Profile
 from splitgym.profile.roofline import flops_per_token
@@ -37,8 +38,6 @@ K = TypeVar("K")
 DEFAULT_MIXED = 1.1
 SEEN = 1.1
 """A mixed iteration tells its factor only where its prompt time is this much above its decodes' time."""
-UNSEEN = 0.3
-"""A bandwidth whose standard error is a larger share of it was too fast to be seen."""
 TOKEN_POWER = 0.65
 
 
@@ -52,8 +51,7 @@ class Samples:
     """((tasks, context of all of them), time of an iteration)."""
     mixed: list[tuple[tuple[int, int, float], float]] = field(default_factory=list)
     """((prompt tokens and one a decode, decodes, their context), time of the iteration)."""
-    transfer: list[tuple[int, float]] = field(default_factory=list)
-    """(prompt tokens, from the token server's request to its first token)."""
+    transfer: list[Run] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -83,15 +81,11 @@ class Fit:
     mixed_factor: float
     mixed_seen: int
     """Iterations that told the factor; none: it is assumed."""
-    transfer_s_per_token: float | None
-    """None: not measured, or too fast to be seen."""
-    transfer_error: float
-    """Standard error of it, as a share."""
-    transfer_constant_s: float
+    link: Link | None
+    """None: not measured."""
     prompt_quality: Quality
     token_quality: Quality
     mixed_quality: Quality
-    transfer_quality: Quality
 
     def token_seconds(self, batch: int, context: float) -> float:
         """Time of a token iteration [s]."""
@@ -124,15 +118,12 @@ def fit(samples: Samples, least_slope_s: float = 0.0) -> Fit:
     if min(token.base.values()) <= 0:
         raise ProfileError("token times do not fit: what context costs leaves nothing at context 0")
     factor, seen, mixed = _mixed(samples, curve, token)
-    per_token, error, constant, transfer = _transfer(samples, token)
     return Fit(
         prompt={n: t / 1e3 for n, t in curve.items()},
         token=token,
         mixed_factor=factor,
         mixed_seen=seen,
-        transfer_s_per_token=per_token,
-        transfer_error=error,
-        transfer_constant_s=constant,
+        link=fit_link(samples.transfer),
         prompt_quality=_quality(
             [shape.predict(point) / t - 1 for point, t in prompts.items()],
             held_out_prompts(prompts)[0],
@@ -144,7 +135,6 @@ def fit(samples: Samples, least_slope_s: float = 0.0) -> Fit:
             samples.token,
         ),
         mixed_quality=mixed,
-        transfer_quality=transfer,
     )
 
 
@@ -169,27 +159,6 @@ def _factor(times: list[tuple[float, float, float]]) -> tuple[float, int]:
     """(factor, iterations that told it) from times [ms] of (prompt alone, decodes alone, both)."""
     ratios = [t / prompt for prompt, token, t in times if prompt > SEEN * token]
     return (max(1.0, statistics.median(ratios)) if ratios else DEFAULT_MIXED), len(ratios)
-
-
-def _transfer(samples: Samples, token: TokenFit) -> tuple[float | None, float, float, Quality]:
-    """(seconds a token, its standard error as a share, constant, errors of the constant and the rest)."""
-    found = {n: t - token.time(1, n + 1) / 1e3 for n, t in _medians(samples.transfer).items()}
-    if len(found) < 3:
-        return None, float("nan"), 0.0, _quality([], [], [])
-    sizes, times = np.array(list(found), np.float64), np.array(list(found.values()))
-    design = np.stack([sizes, np.ones(len(sizes))], axis=1)
-    (slope, constant), *_ = np.linalg.lstsq(design, times, rcond=None)
-    off = design @ (slope, constant) - times
-    spread = float((off**2).sum() / (len(sizes) - 2))
-    deviation = float(np.sqrt(spread / ((sizes - sizes.mean()) ** 2).sum()))
-    error = deviation / float(slope) if slope > 0 else float("inf")
-    held = []
-    for place in range(len(sizes)):
-        rest = np.arange(len(sizes)) != place
-        other, *_ = np.linalg.lstsq(design[rest], times[rest], rcond=None)
-        held.append(float(design[place] @ other / times[place] - 1))
-    quality = _quality(list(off / times), held, samples.transfer)
-    return (float(slope) if error <= UNSEEN else None), error, max(0.0, float(constant)), quality
 
 
 def _medians(runs: Iterable[tuple[K, float]]) -> dict[K, float]:
@@ -255,8 +224,8 @@ def describe_machine(
         )
     else:
         found = replace(base.part(gpus), name=name, memory_bytes_per_gpu=per_gpu)
-    if fitted.transfer_s_per_token is not None:
-        speed = max(64, round(kv_bytes_per_token / fitted.transfer_s_per_token))
+    if fitted.link is not None and fitted.link.seen:
+        speed = max(64, round(kv_bytes_per_token / fitted.link.s_per_token))
         found = replace(found, links_per_machine=1, link_bytes_per_s=speed)
     return found
 
@@ -302,7 +271,7 @@ def content(
             "token_w": [token],
         },
         "mixed_factor": round(fitted.mixed_factor, 4),
-        "provenance": provenance | _errors(fitted) | _power_note(power_w is not None),
+        "provenance": provenance | _errors(fitted, kv_bytes_per_token) | _power_note(power_w is not None),
     }
     if kv_bytes_per_token != model.kv_bytes_per_token:
         found["kv_bytes_per_token"] = kv_bytes_per_token
@@ -321,21 +290,16 @@ def _power_note(given: bool) -> dict[str, str]:
     return {"power": f"assumed: prompts at the cap, tokens {TOKEN_POWER} of maximum, idle as the machine's"}
 
 
-def _errors(fitted: Fit) -> dict[str, str]:
+def _errors(fitted: Fit, kv_bytes_per_token: int) -> dict[str, str]:
     found = {"prompt_error": str(fitted.prompt_quality), "token_error": str(fitted.token_quality)}
     if fitted.mixed_seen:
         found["mixed"] = f"from {fitted.mixed_seen} points: {fitted.mixed_quality}"
     else:
         found["mixed"] = f"assumed: {DEFAULT_MIXED}, no mixed iteration told it"
-    if fitted.transfer_s_per_token is not None:
-        found["transfer"] = (
-            f"standard error of the bandwidth {100 * fitted.transfer_error:.2f} %; "
-            f"{1e3 * fitted.transfer_constant_s:.3g} ms beside it a transfer; {fitted.transfer_quality}"
-        )
-    elif np.isnan(fitted.transfer_error):
-        found["transfer"] = "not measured: the network is the machine's"
+    if fitted.link is not None:
+        found["transfer"] = fitted.link.text(kv_bytes_per_token)
     else:
-        found["transfer"] = "too fast to be seen beside its constant: the network is the machine's"
+        found["transfer"] = "not measured: the network is the machine's"
     return found
 
 
