@@ -1,12 +1,13 @@
 """What a router costs: latency added to one request at a time, requests/s of one core, decision times.
 
     python benchmarks/router.py [--json FILE] [--split] \\
-        [--vllm-router EXECUTABLE] [--production-stack EXECUTABLE]
+        [--vllm-router EXECUTABLE] [--production-stack EXECUTABLE] [--floor]
 
 In front of a server that costs next to nothing (benchmarks/http_load.py; two of them for split requests, one
 for each phase): directly, through `splitgym route`, and through other routers where they are installed, each
 in an environment of its own (`pip install vllm-router` is the Rust one; vllm-project/production-stack's
-installs from its source, on Python 3.12). A router has one core to itself, load and servers share the other.
+installs from its source, on Python 3.12), and with --floor the least that a proxy in Python can cost
+(benchmarks/http_floor.py). A router has one core to itself, load and servers share the other.
 Requests per second are given by the clock, and by the CPU time of the router's process, which other work
 on the machine disturbs less.
 """
@@ -134,6 +135,11 @@ def stack(executable: str, split: bool) -> Command:
     return command
 
 
+def floor(port: int, urls: list[str], folder: Path) -> list[str]:
+    """The smallest proxy that there is in Python."""
+    return [sys.executable, str(HERE / "http_floor.py"), str(port), urls[0].rsplit(":", 1)[1]]
+
+
 @dataclass
 class Shot:
     """One burst of load."""
@@ -229,6 +235,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each burst of load")
     parser.add_argument("--vllm-router", metavar="EXECUTABLE", help="the Rust router, from PyPI")
     parser.add_argument("--production-stack", metavar="EXECUTABLE", help="production-stack's vllm-router")
+    parser.add_argument(
+        "--floor", action="store_true", help="the smallest proxy in Python too (no split requests)"
+    )
     parser.add_argument("--split", action="store_true", help="prompt and token on different servers")
     parser.add_argument("--policy", action="append", help="whose decisions are timed; repeatable")
     parser.add_argument("--only-decisions", action="store_true")
@@ -240,6 +249,8 @@ def main() -> None:
         cases["vllm-router"] = rust(args.vllm_router, args.split)
     if args.production_stack:
         cases["production-stack"] = stack(args.production_stack, args.split)
+    if args.floor and not args.split:
+        cases["floor"] = floor
     if not args.only_decisions:
         compare(report, cases, args)
     report.finish(args.json)

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +162,7 @@ class Decisions:
         self.swap(self.deciders)
 
     def route(
-        self, prompt_tokens: int, max_tokens: int | None, attempt: int, avoid: Iterable[int] = ()
+        self, prompt_tokens: int, max_tokens: int | None, attempt: int, avoid: Collection[int] = ()
     ) -> Choice | None:
         """Servers for a request; None where no server is up.
 
@@ -183,18 +183,25 @@ class Decisions:
             attempt,
         )
         self._number += 1
+        if avoid:
+            choice = self._decide_without(request, avoid)
+        else:
+            choice = self._decide(request)
+        self.decided[choice.by] += 1
+        return choice
+
+    def _decide_without(self, request: RequestInfo, avoid: Collection[int]) -> Choice:
+        view = self.state.view
         kept = view.prompt_allowed.copy(), view.token_allowed.copy()
         try:
             for flags in (view.prompt_allowed, view.token_allowed):
                 self._leave_out(flags, avoid)
-            choice = self._decide(request)
+            return self._decide(request)
         finally:
             view.prompt_allowed[:], view.token_allowed[:] = kept
-        self.decided[choice.by] += 1
-        return choice
 
     @staticmethod
-    def _leave_out(flags: object, avoid: Iterable[int]) -> None:
+    def _leave_out(flags: object, avoid: Collection[int]) -> None:
         for m in avoid:
             if flags.sum() > flags[m]:  # type: ignore[attr-defined, index]
                 flags[m] = 0  # type: ignore[index]

@@ -87,11 +87,13 @@ class Counters:
         if self.inbound.pop(flight, flight) is None:
             self.inbound_tokens -= flight.prompt_tokens
 
-    def write(self, view: ClusterView, m: int) -> None:
-        """Into row m of a view."""
+    def write(self, view: ClusterView, m: int) -> bool:
+        """Into row m of a view; True where the pool, or whether it is up, has changed there."""
+        pool = self.pool
+        changed = bool(view.available[m] != self.up or view.pool[m] != pool)
         view.available[m] = self.up
         view.home_pool[m] = self.home
-        view.pool[m] = self.pool
+        view.pool[m] = pool
         view.prompt_requests[m] = len(self.queue)
         view.prompt_tokens[m] = self.queued_tokens + self.iteration_tokens
         view.prompt_queue_ns[m] = self.queued_ns
@@ -106,3 +108,4 @@ class Counters:
         view.inbound_prompt_tokens[m] = self.inbound_tokens
         view.transfers[m] = self.transfers
         view.kv_used_tokens[m] = max(0, self.used + self.correction)
+        return changed

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from splitgym.router.config import LimitsConfig
 from splitgym.router.decisions import Choice, Decisions
@@ -40,7 +40,7 @@ class Gate:
                 return
 
     async def choose(
-        self, prompt_tokens: int, max_tokens: int | None, attempt: int, avoid: Iterable[int]
+        self, prompt_tokens: int, max_tokens: int | None, attempt: int, avoid: Collection[int]
     ) -> Choice:
         """Servers for a request.
 

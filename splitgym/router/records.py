@@ -33,8 +33,23 @@ class Attempt:
 
     def as_dict(self) -> dict[str, Any]:
         """Without what is not known."""
-        found = {name: getattr(self, name) for name in self.__slots__}
-        return {k: round(v, 6) if isinstance(v, float) else v for k, v in found.items() if v is not None}
+        found: dict[str, Any] = {
+            "decision_id": self.decision_id,
+            "prompt_server": self.prompt_server,
+            "token_server": self.token_server,
+            "by": self.by,
+            "reason": self.reason,
+            "decided_s": round(self.decided_s, 6),
+            "decide_us": round(self.decide_us, 6),
+        }
+        if self.policy_wanted is not None:
+            found["policy_wanted"] = self.policy_wanted
+        for name, value in (("prompt_s", self.prompt_s), ("first_byte_s", self.first_byte_s)):
+            if value is not None:
+                found[name] = round(value, 6)
+        if self.error is not None:
+            found["error"] = self.error
+        return found
 
 
 @dataclass(slots=True)
@@ -59,13 +74,25 @@ class Record:
 
     def as_dict(self) -> dict[str, Any]:
         """A line of the log."""
-        found: dict[str, Any] = {"v": LOG_VERSION, "event": "request"}
-        for name in self.__slots__:
-            if name != "attempts":
-                value = getattr(self, name)
-                found[name] = round(value, 6) if isinstance(value, float) else value
-        found["attempts"] = [attempt.as_dict() for attempt in self.attempts]
-        return found
+        return {
+            "v": LOG_VERSION,
+            "event": "request",
+            "request_id": self.request_id,
+            "endpoint": self.endpoint,
+            "stream": self.stream,
+            "unix_s": round(self.unix_s, 6),
+            "arrival_s": round(self.arrival_s, 6),
+            "estimated_prompt_tokens": self.estimated_prompt_tokens,
+            "max_tokens": self.max_tokens,
+            "prompt_tokens": self.prompt_tokens,
+            "output_tokens": self.output_tokens,
+            "status": self.status,
+            "outcome": self.outcome,
+            "first_byte_s": None if self.first_byte_s is None else round(self.first_byte_s, 6),
+            "end_s": round(self.end_s, 6),
+            "good": self.good,
+            "attempts": [attempt.as_dict() for attempt in self.attempts],
+        }
 
 
 class DecisionLog:

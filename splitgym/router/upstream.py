@@ -1,7 +1,6 @@
 """Requests to servers: send a body, get an answer whole or piece by piece, tell whose fault a failure is."""
 
 import ipaddress
-import json
 import socket
 from typing import Any
 
@@ -15,6 +14,7 @@ from splitgym.router.http.client import Addresses, Pool
 from splitgym.router.http.heads import Headers
 from splitgym.router.http.messages import Response
 from splitgym.router.networks import in_networks
+from splitgym.router.protocol import load_json
 from splitgym.router.servers import Server
 
 RETRIED_STATUS = frozenset((408, 425, 429, 500, 502, 503, 504))
@@ -135,7 +135,7 @@ class Upstream:
             raise Failed(server, f"status {status}", status, Response(status, body, answer.headers))
         if status == 200 and answer.named.get(b"content-encoding", b"identity").lower() == b"identity":
             try:
-                return json.loads(body)
+                return load_json(body)
             except (ValueError, RecursionError):
                 raise Failed(server, "its answer is no JSON") from None
         return None

@@ -1,6 +1,7 @@
 """One client's connection: its requests in turn, answers whole or in pieces."""
 
 import asyncio
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -221,7 +222,13 @@ class Connection(HeadReader):
 
     def _begin(self, request: Request) -> None:
         self.state = State.SERVING
-        self._task = asyncio.get_running_loop().create_task(self._serve(request))
+        loop = asyncio.get_running_loop()
+        if sys.version_info < (3, 12):
+            self._task = loop.create_task(self._serve(request))
+            return
+        # It gets to its first wait at once, which spares a turn of the loop.
+        task = asyncio.Task(self._serve(request), loop=loop, eager_start=True)
+        self._task = None if task.done() else task
 
     async def _serve(self, request: Request) -> None:
         try:
