@@ -1,6 +1,5 @@
 """The HTTP server of one simulated engine."""
 
-import asyncio
 import importlib.metadata
 import json
 import logging
@@ -8,7 +7,6 @@ import socket
 import struct
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
 from hmac import compare_digest
 from typing import Any
 
@@ -17,15 +15,15 @@ from aiohttp import web
 from splitgym.router.access import gone
 from splitgym.router.engine import answers
 from splitgym.router.engine.bodies import ChatBody, CompletionBody, Refusal, internal_error
-from splitgym.router.engine.caches import Caches, SideChannel, Ticket
-from splitgym.router.engine.call import Call, Model, Part, chat_call, completion_call
+from splitgym.router.engine.caches import Caches, SideChannel
+from splitgym.router.engine.call import Call, Model, chat_call, completion_call
 from splitgym.router.engine.clock import RealTime
 from splitgym.router.engine.faults import Fate, Faults
-from splitgym.router.engine.metrics import EngineMetrics
+from splitgym.router.engine.objects import models
 from splitgym.router.engine.options import EngineOptions
 from splitgym.router.engine.protocol import chat_body, completion_body, parse_json, tokenize_body
 from splitgym.router.engine.text import render_chat, tokenize
-from splitgym.sim.live import Kind, LiveRequest
+from splitgym.router.engine.work import Work
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +32,7 @@ _SSE = {"Content-Type": "text/event-stream; charset=utf-8"}
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class EngineServer:
+class EngineServer(Work):
     """One engine.
 
     Args:
@@ -57,23 +55,10 @@ class EngineServer:
         model: Model,
         kv_bytes_per_token: int,
     ):
-        self.index = index
-        self.options = options
-        self.caches = caches
-        self.model = model
+        super().__init__(index, options, time_, caches, side, model, kv_bytes_per_token)
         self.faults = Faults(options.seed + index)
-        machine = time_.live.machines[index]
-        self.metrics = EngineMetrics(machine, time_, model.name, model.max_model_len)
-        self.recorded: list[LiveRequest] = []
-        self._role = options.role(index)
-        self._time = time_
-        self._side = side
-        self._kv_bytes_per_token = kv_bytes_per_token
-        self._block_size = getattr(options.batching, "block_size", 16)
-        self._blocks_given = 0
         self._created = int(time.time())
         self._calls: set[Call] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def in_flight(self) -> int:
@@ -98,11 +83,6 @@ class EngineServer:
             ]
         )
         return app
-
-    async def close(self) -> None:
-        """Wait for what still talks to other processes."""
-        if self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # ---- every request ------------------------------------------------------------------------------------
 
@@ -146,7 +126,7 @@ class EngineServer:
 
     async def _models(self, request: web.Request) -> web.Response:
         model = self.model
-        return _json(answers.models(model.name, model.root, model.max_model_len, self._created))
+        return _json(models(model.name, model.root, model.max_model_len, self._created))
 
     async def _metrics(self, request: web.Request) -> web.Response:
         self.metrics.expired_caches = self.caches.expired
@@ -197,10 +177,10 @@ class EngineServer:
             return await self._whole(request, call, fate)
         finally:
             self._calls.discard(call)
-            self._end(call)
+            self.end(call)
 
     async def _whole(self, request: web.Request, call: Call, fate: Fate) -> web.StreamResponse:
-        await self._begin(call)
+        await self.begin(call)
         left = len(call.parts)
         while left:
             left -= sum(tokens == part.choice.answer.length for part, tokens in await call.get())
@@ -209,7 +189,7 @@ class EngineServer:
         if fate.reset_after is not None:
             return _reset(request)
         choices = [part.choice for part in call.parts]
-        body = call.form.whole(choices, call.prompt_tokens, self._hold(call))
+        body = call.form.whole(choices, call.prompt_tokens, self.hold(call))
         if fate.malformed:
             body = body[: len(body) // 2]
         return web.Response(body=body, content_type="application/json")
@@ -218,7 +198,7 @@ class EngineServer:
         response = web.StreamResponse(headers=_SSE)
         await response.prepare(request)
         try:
-            await self._begin(call)
+            await self.begin(call)
         except Refusal as refusal:
             await response.write(answers.error_event(refusal.body))
             return response
@@ -241,125 +221,10 @@ class EngineServer:
                 await response.write(b'data: {"id": "' + call.form.request_id[:6].encode() + b"\n\n")
                 return response
             await response.write(b"".join(out))
-        self._hold(call)
+        self.hold(call)
         tokens = sum(part.choice.answer.length for part in call.parts)
         await response.write(form.last(prompt_tokens, tokens))
         return response
-
-    # ---- the simulated side -------------------------------------------------------------------------------
-
-    async def _begin(self, call: Call) -> None:
-        """Submit what makes the tokens; a cache is asked for first."""
-        params = call.kv_transfer_params or {}
-        ticket = Ticket.read(params) if self._role in ("both", "token") else None
-        source: LiveRequest | None = None
-        pulls = ticket is not None and await self._find(ticket, len(call.parts[0].prompt))
-        if pulls and ticket is not None:
-            holder = self._side.here(ticket)
-            source = holder.take(ticket.request_id) if holder is not None else None
-        keeps = bool(params.get("do_remote_decode")) and self._role in ("both", "prompt")
-        for part in call.parts:
-            request = LiveRequest(
-                self.index,
-                len(part.prompt),
-                part.choice.answer.length,
-                on_token=partial(self._token, call, part),
-                schedule=[] if self.options.record else None,
-            )
-            if pulls and part is call.parts[0]:
-                assert ticket is not None
-                request.kind, request.source = Kind.TOKEN, source
-                self._watch(call, ticket, request)
-            elif keeps and part.choice.answer.length == 1:
-                request.kind = Kind.PROMPT
-            part.request = request
-            self.metrics.started(len(call.parts), call.max_tokens)
-            self._time.submit(request)
-            if self.options.record:
-                self.recorded.append(request)
-
-    async def _find(self, ticket: Ticket, prompt_tokens: int) -> bool:
-        """Is the cache there? Otherwise, as `kv_load_failure_policy` says."""
-        holder = self._side.here(ticket)
-        if holder is None:
-            tokens = await self._side.claim(ticket)
-        else:
-            held = holder.claim(ticket.request_id)
-            tokens = held.prompt_tokens if held is not None else None
-        if tokens is not None and tokens >= prompt_tokens:
-            return True
-        self.metrics.failed_transfers += 1
-        if self.options.kv_load_failure_policy == "fail":
-            raise internal_error()
-        return False
-
-    def _watch(self, call: Call, ticket: Ticket, request: LiveRequest) -> None:
-        """Count the cache when it arrives; keep another process's lease until then, and free it after."""
-        arrived = asyncio.Event()
-        size = request.prompt_tokens * self._kv_bytes_per_token
-
-        def here(request: LiveRequest) -> None:
-            self.metrics.transferred(request, size)
-            arrived.set()
-
-        request.on_cache = here
-        if request.source is None:
-            call.over.append(arrived.set)
-            task = asyncio.get_running_loop().create_task(self._keep(ticket, arrived))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _keep(self, ticket: Ticket, arrived: asyncio.Event) -> None:
-        while not arrived.is_set():
-            try:
-                await asyncio.wait_for(arrived.wait(), self.caches.lease_s / 6)
-            except TimeoutError:
-                await self._side.claim(ticket)
-        if not await self._side.free(ticket):
-            self.metrics.failed_notifications += 1
-
-    def _token(self, call: Call, part: Part, request: LiveRequest, tokens: int) -> None:
-        self.metrics.token(request, part.last_ns)
-        part.last_ns = request.last_token_ns
-        call.put(part, tokens)
-
-    def _hold(self, call: Call) -> dict[str, Any] | None:
-        """Caches wait to be pulled from now on; what the token engine is to be told (of the first one)."""
-        first: dict[str, Any] | None = None
-        for part in call.parts:
-            request = part.request
-            if request is None or request.kind is not Kind.PROMPT:
-                continue
-            name = f"{call.form.request_id}-{part.choice.index}-{request.request_id:08x}"
-            self.caches.hold(name, request)
-            self.metrics.done(request, part.choice.answer.finish_reason)
-            part.request = None
-            if first is None:
-                first = answers.kv_transfer_params(
-                    self.caches.engine_id,
-                    name,
-                    self._side.host,
-                    self._side.port,
-                    request.prompt_tokens,
-                    self._block_size,
-                    self._blocks_given,
-                )
-                self._blocks_given += len(first["remote_block_ids"][0])
-        return first
-
-    def _end(self, call: Call) -> None:
-        """Count what is done, cancel what is not."""
-        for part in call.parts:
-            request, part.request = part.request, None
-            if request is None:
-                continue
-            if request.finished and request.kind is not Kind.PROMPT:
-                self.metrics.done(request, part.choice.answer.finish_reason)
-            else:
-                self.metrics.done(request, "abort")
-                self._time.cancel(request)
-        for callback in call.over:
-            callback()
 
 
 def _json(body: Any, status: int = 200) -> web.Response:
