@@ -15,12 +15,13 @@ from splitgym.config import MachineGroup
 from splitgym.errors import ConfigError, TraceError
 from splitgym.evaluation import contender
 from splitgym.evaluation.compare_log import compare_log
+from splitgym.evaluation.replay import cluster_of, decide
 from splitgym.profile import load
 from splitgym.resources import shipped
 from splitgym.sim.simpy_engine import simpy_engine
 from splitgym.trace import Trace
 from splitgym.trace.decision_log import read_decision_log
-from splitgym.types import NS_PER_S
+from splitgym.types import NS_PER_S, Pool
 
 
 def simulated_log(path, pairs, seed=0, count=60, gap_s=0.08):
@@ -133,6 +134,57 @@ def test_the_newest_requests_alone(tmp_path):
     assert found.counts["measured"] == 10
     # What was under way when they came is there too, but not what had long ended: idle machines at first.
     assert np.median(np.abs(found.measures["e2e"].simulated_s / found.measures["e2e"].real_s - 1)) < 0.02
+
+
+def role(at_s, server, to, **fields):
+    """A role change's line."""
+    line = {"v": 1, "event": "role", "unix_s": 1000.0 + at_s, "server": server, "from": "token", "to": to}
+    return line | {"why": "policy", "outcome": "done", "took_s": 0.1} | fields
+
+
+def test_a_policy_finds_servers_in_the_roles_of_the_log(tmp_path):
+    """Confined to its pools, it uses t0 for prompts from its change on, and not before."""
+    rows = [request(i, 0.1 * i, prompt_tokens=3000, output_tokens=4) for i in range(80)]
+    begun = {**start(CONFIG), "confine": True}
+    changes = [role(4.0, "t0", "prompt"), role(1.0, "t1", "prompt", outcome="not drained")]
+    traffic = read_decision_log(write(tmp_path / "log", begun, *rows[:40], *changes, *rows[40:]))
+    run = traffic.runs[0]
+    assert [(c.at_s, c.server, c.pool) for c in run.roles] == [(4.0, "t0", Pool.PROMPT)]
+    cluster, servers = cluster_of(run)
+
+    def decided(run, policy="index"):
+        return np.array(decide(run, cluster, contender(policy, cluster=cluster.config), True, servers))
+
+    pairs, t0 = decided(run), servers.index("t0")
+    prompts = pairs[:, 0] == t0
+    assert not prompts[:40].any() and prompts[41:].any()
+    still = replace(run, roles=[])
+    before = decided(still)
+    assert (before[:40] == pairs[:40]).all() and (before[41:, 0] != t0).all(), "one rulebook, two engines"
+    found = compare_log(traffic, policy=lambda config: contender("index", cluster=config))
+    assert "1 role changes in the log were replayed" in found.notes
+    # One that resizes goes its own way; logged decisions hold what the roles were.
+    found = compare_log(traffic, policy=lambda config: contender("index+reactive", cluster=config))
+    assert "1 role changes in the log went their own way" in found.notes
+    assert not any("role" in note for note in compare_log(traffic).notes)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            lambda: role(1.0, "t0", "prefill"),
+            r"line 3: to is 'prefill', expected one of prompt, token, mixed",
+        ),
+        (lambda: role(1.0, None, "prompt"), r"line 3: server is None, expected a server's name"),
+        (lambda: role(1.0, "t0", "prompt", unix_s=True), r"line 3: unix_s is True"),
+        (lambda: role(1.0, "t9", "prompt"), r"line 3: server 't9' is none of p0, p1, t0, t1"),
+    ],
+)
+def test_a_role_change_that_makes_no_sense_is_an_error_with_its_line(tmp_path, line, message):
+    log = write(tmp_path / "log", start(CONFIG), request(0, 0.0), line())
+    with pytest.raises(TraceError, match=message):
+        compare_log(read_decision_log(log), policy=lambda config: contender("index", cluster=config))
 
 
 def test_a_policy_decides_in_the_simulator(tmp_path):

@@ -128,6 +128,7 @@ def compare_log(
     Example: splitgym compare-log decisions.jsonl --profile my-h100.json
     """
     from splitgym.evaluation import compare_log as comparing
+    from splitgym.evaluation import compare_log_report as reporting
     from splitgym.evaluation.report import TERMINAL_WIDTH, plain
     from splitgym.trace.decision_log import read_decision_log
 
@@ -158,14 +159,14 @@ def compare_log(
             progress=lambda done: bar.update(task, completed=done),
         )
     if plot is not None:
-        comparing.plot(found, plot)
+        reporting.plot(found, plot)
     if as_json:
         print(json.dumps(plain(found.as_dict()), indent=1, allow_nan=False))
     else:
         console = Console()
         if not console.is_terminal:
             console = Console(width=TERMINAL_WIDTH)
-        console.print(comparing.table_of(found))
+        console.print(reporting.table_of(found))
         for note in found.notes:
             print(f"note: {note}", file=sys.stderr)
         print(found.verdict)

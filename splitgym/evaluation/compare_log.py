@@ -4,20 +4,25 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig
 from splitgym.errors import TraceError
 from splitgym.evaluation.contenders import Contender
-from splitgym.evaluation.plots import figure_of, save
-from splitgym.evaluation.replay import Pair, Times, cluster_of, decide, decisions_of, is_load, simulate
+from splitgym.evaluation.replay import (
+    Pair,
+    Times,
+    cluster_of,
+    decide,
+    decisions_of,
+    is_load,
+    resizes,
+    simulate,
+)
 from splitgym.slo import PERCENTILES, is_good
 from splitgym.trace.decision_log import LoggedRequest, LoggedRun, LoggedTraffic
 from splitgym.types import to_ns
@@ -150,6 +155,7 @@ def compare_log(
         TraceError: a request that no server could hold, or nothing to measure; names the line.
     """
     parts: list[_Part] = []
+    moved: list[str] = []
     name, done = LOGGED, 0
     for run, first_s in _newest(traffic, last):
         where, servers = cluster_of(run, profile, cluster)
@@ -159,7 +165,9 @@ def compare_log(
         else:
             entrant = policy(where.config)
             name = entrant.name
-            pairs = decide(run, where, entrant, bool(run.header.get("confine", False)))
+            pairs = decide(run, where, entrant, bool(run.header.get("confine", False)), servers)
+            went = "went their own way" if resizes(entrant) else "were replayed"
+            moved += [f"{len(run.roles)} role changes in the log {went}"] if run.roles else []
             starts = [request.arrival_s for request in run.requests]
         at = done
 
@@ -170,7 +178,7 @@ def compare_log(
         times = simulate(where, run.requests, pairs, starts, tell)
         done += len(run.requests)
         parts.append(_Part(where, run.requests, pairs, times, first_s))
-    return _summary(traffic, name, parts)
+    return _summary(traffic, name, parts, moved)
 
 
 @dataclass(frozen=True)
@@ -233,7 +241,9 @@ def _newest(traffic: LoggedTraffic, last: int | None) -> list[tuple[LoggedRun, f
     return found
 
 
-def _summary(traffic: LoggedTraffic, name: str, parts: list[_Part]) -> LogComparison:
+def _summary(
+    traffic: LoggedTraffic, name: str, parts: list[_Part], moved: Sequence[str] = ()
+) -> LogComparison:
     rows = [(part, i) for part in parts for i in part.rows()]
     if not rows:
         raise TraceError(f"{traffic.path}: no request was answered in full, so there is nothing to compare")
@@ -264,7 +274,7 @@ def _summary(traffic: LoggedTraffic, name: str, parts: list[_Part]) -> LogCompar
         **dict(sorted(outcomes.items())),
     }
     real_good, simulated_good = (float(np.mean(values)) if values else float("nan") for values in good)
-    notes = (*traffic.notes, *_notes(counts))
+    notes = (*traffic.notes, *moved, *_notes(counts))
     return LogComparison(traffic.path.name, name, measures, counts, (real_good, simulated_good), notes)
 
 
@@ -287,51 +297,3 @@ def _notes(counts: dict[str, int]) -> list[str]:
         missing = counts["measured"] - counts["streamed"]
         notes.append(f"{missing} requests were not streamed: only their E2E can be compared")
     return notes
-
-
-def table_of(found: LogComparison) -> Table:
-    """The comparison for a terminal."""
-    drawn = Table(
-        title=f"{found.log}: {found.counts['measured']} requests, decisions: {found.decisions}",
-        caption="times in ms, p50 p90 p99; error of the simulated percentile; per request: absolute error, "
-        "median and p90; prompt: end of the prompt of split requests",
-        box=SIMPLE_HEAD,
-        padding=(0, 1),
-    )
-    drawn.add_column("", no_wrap=True)
-    for text in ("requests", "real", "simulated", "error", "per request"):
-        drawn.add_column(text, justify="right", no_wrap=True)
-    for kind, label in MEASURES.items():
-        row = found.measures[kind].as_dict()
-        if not row["requests"]:
-            continue
-        each = row["per_request_error"]
-        drawn.add_row(
-            label,
-            str(row["requests"]),
-            *(" ".join(f"{v * 1e3:,.1f}" for v in row[x].values()) for x in ("real_s", "simulated_s")),
-            " ".join(f"{v:+.1%}" for v in row["error"].values()),
-            f"{each['median_absolute']:.1%} {each['p90_absolute']:.1%}",
-        )
-    real, simulated = found.goodput
-    if np.isfinite(real):
-        drawn.add_row("goodput", str(found.counts["streamed"]), f"{real:.3f}", f"{simulated:.3f}", "", "")
-    return drawn
-
-
-def plot(found: LogComparison, path: Path) -> Path:
-    """CDFs of what was measured, real and simulated, as PNG."""
-    kinds = [kind for kind in ("ttft", "tbt", "e2e") if len(found.measures[kind].real_s)]
-    figure, panels = figure_of(1, len(kinds))
-    for axes, kind in zip(panels, kinds):
-        measure = found.measures[kind]
-        for values, label in ((measure.real_s, "real"), (measure.simulated_s, "simulated")):
-            ordered = np.sort(values)
-            share = np.arange(1, len(ordered) + 1) / len(ordered)
-            axes.step(ordered * 1e3, share, where="post", label=label)
-        axes.set(xlabel=f"{MEASURES[kind]} [ms]", xscale="log", ylim=(0, 1.01))
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("share of requests")
-    panels[-1].legend(fontsize="small")
-    figure.suptitle(f"{found.log}, decisions: {found.decisions}")
-    return save(figure, path)

@@ -17,12 +17,15 @@ from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig, from_mapping
 from splitgym.errors import ConfigError
 from splitgym.evaluation.contenders import Contender, cluster_for
+from splitgym.schedulers.sizing import Static
 from splitgym.sim import make_engine
+from splitgym.sim.engine import Engine
 from splitgym.sim.live import Kind, Live, LiveRequest, live_engine
 from splitgym.sim.outcomes import NEVER
+from splitgym.sim.simpy_engine import simpy_engine
 from splitgym.trace import Trace
 from splitgym.trace.decision_log import LoggedRequest, LoggedRun
-from splitgym.types import NS_PER_S, UNKNOWN, to_ns
+from splitgym.types import NS_PER_S, UNKNOWN, Pool, to_ns
 
 Floats = NDArray[np.float64]
 Pair = tuple[int, int]
@@ -142,8 +145,41 @@ def is_load(request: LoggedRequest) -> bool:
     return request.outcome in ("ok", "disconnected") or request.output_tokens > 0
 
 
-def decide(run: LoggedRun, cluster: Cluster, entrant: Contender, confine: bool) -> list[Pair]:
-    """What a policy decides for the requests of a run, in the simulator as it is trained in."""
+def roles_of(run: LoggedRun, names: Sequence[str], origin_s: float) -> list[tuple[int, int, Pool]]:
+    """Role changes of a run as (time [ns from `origin_s`], machine, pool); earlier ones are at 0.
+
+    Raises:
+        TraceError: a server that is not among `names`; names the line.
+    """
+    place = {name: index for index, name in enumerate(names)}
+    found = []
+    for change in run.roles:
+        if change.server not in place:
+            raise change.place.error(f"server {change.server!r} is none of {', '.join(names)}")
+        found.append((to_ns(max(0.0, change.at_s - origin_s)), place[change.server], change.pool))
+    return found
+
+
+def resizes(entrant: Contender) -> bool:
+    """Does a policy choose the sizes of pools itself?"""
+    return not isinstance(entrant.sizing, Static)
+
+
+def decide(
+    run: LoggedRun, cluster: Cluster, entrant: Contender, confine: bool, names: Sequence[str] = ()
+) -> list[Pair]:
+    """What a policy decides for the requests of a run, in the simulator as it is trained in.
+
+    A policy that only routes finds servers in the roles that the log says, at its times. One that resizes
+    begins with the same pools and goes its own way.
+
+    Args:
+        run: of a log.
+        cluster: its servers.
+        entrant: who decides.
+        confine: phases to their pools?
+        names: of the servers, in the cluster's order; needed where the run has role changes.
+    """
     loads = [request for request in run.requests if is_load(request)]
     first_s = loads[0].arrival_s
     limits = [UNKNOWN if r.max_tokens is None else r.max_tokens for r in loads]
@@ -154,7 +190,15 @@ def decide(run: LoggedRun, cluster: Cluster, entrant: Contender, confine: bool) 
         np.array(limits),
     )
     base = replace(cluster, config=replace(cluster.config, confine=confine))
-    engine = make_engine(cluster_for(entrant, base), entrant.routing, entrant.sizing)
+    where = cluster_for(entrant, base)
+    engine: Engine
+    if run.roles and not resizes(entrant):
+        # The specification takes moves of single machines at any time.
+        engine = simpy_engine(
+            where, entrant.routing, entrant.sizing, roles=roles_of(run, names, loads[0].arrival_s)
+        )
+    else:
+        engine = make_engine(where, entrant.routing, entrant.sizing)
     engine.reset(trace, 0)
     engine.run_until_decision()
     outcomes = engine.outcomes()

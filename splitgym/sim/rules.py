@@ -65,14 +65,18 @@ class Rules(ABC):
         config = self.cluster.config
         target = Pool.PROMPT if moves > 0 else Pool.TOKEN
         for index in machines_to_move(self.machines, self.home, moves, config.min_pool_machines):
-            machine = self.machines[index]
-            self.home[index] = target
-            self.visibility.changed(index)
-            if config.switch_delay_s > 0:
-                machine.switching = True
-                machine.switch_timer = False
-                machine.switch_number += 1
-                self._check_drained(machine)
+            self._move(index, target)
+
+    def _move(self, index: int, target: Pool) -> None:
+        """A machine gets another home pool."""
+        machine = self.machines[index]
+        self.home[index] = target
+        self.visibility.changed(index)
+        if self.cluster.config.switch_delay_s > 0:
+            machine.switching = True
+            machine.switch_timer = False
+            machine.switch_number += 1
+            self._check_drained(machine)
 
     def _check_drained(self, machine: Machine) -> None:
         if machine.switching and not machine.switch_timer and machine.drained:

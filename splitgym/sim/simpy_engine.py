@@ -9,7 +9,7 @@ begins the next one within the same event; an idle machine that gets work begins
 anything else of that time.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import simpy
@@ -27,7 +27,7 @@ from splitgym.sim.rules import Rules
 from splitgym.sim.visibility import check_route
 from splitgym.sim.vllm import VllmRules
 from splitgym.trace import Trace
-from splitgym.types import UNKNOWN, Decision, DecisionKind, EventKind, RequestInfo, to_ns
+from splitgym.types import UNKNOWN, Decision, DecisionKind, EventKind, Pool, RequestInfo, to_ns
 
 Process = Generator[simpy.Event, Any, None]
 RATE_CHANGED = "rate changed"
@@ -59,6 +59,7 @@ class SimpyEngine(Rules):
         routing: routes every request, or None to ask through `run_until_decision`.
         sizing: resizes pools at every control tick, or None to ask.
         record: keep every event as (time_ns, kind, request or -1, machine or -1) in `events`.
+        roles: (time_ns, machine, pool) of machines that get another home pool, whatever `sizing` says.
     """
 
     def __init__(
@@ -67,8 +68,10 @@ class SimpyEngine(Rules):
         routing: RoutingScheduler | None = None,
         sizing: SizingScheduler | None = None,
         record: bool = False,
+        roles: Sequence[tuple[int, int, Pool]] = (),
     ):
         self.cluster = cluster
+        self.roles = tuple(roles)
         self.routing = routing
         self.sizing = sizing
         self.events: list[tuple[int, EventKind, int, int]] | None = [] if record else None
@@ -136,6 +139,8 @@ class SimpyEngine(Rules):
         for fault in config.faults:
             machine = self.machines[fault.machine]
             self.env.process(self._fault(machine, to_ns(fault.at_s), to_ns(fault.duration_s)))
+        for at_ns, index, pool in self.roles:
+            self.env.process(self._role(at_ns, index, pool))
         self.env.process(self._control(to_ns(config.control_interval_s)))
         self.env.process(self._arrivals())
 
@@ -206,6 +211,10 @@ class SimpyEngine(Rules):
                 self._resize(self.sizing.resize(self.view))
             else:
                 self._decision = self._new_decision(DecisionKind.RESIZE, None)
+
+    def _role(self, at_ns: int, index: int, pool: Pool) -> Process:
+        yield Timer(self.env, at_ns, EventKind.CONTROL, index)
+        self._move(index, pool)
 
     def _fault(self, machine: Machine, at_ns: int, duration_ns: int) -> Process:
         yield Timer(self.env, at_ns, EventKind.FAILURE, machine.index)
@@ -339,6 +348,7 @@ def simpy_engine(
     routing: RoutingScheduler | None = None,
     sizing: SizingScheduler | None = None,
     record: bool = False,
+    roles: Sequence[tuple[int, int, Pool]] = (),
 ) -> SimpyEngine:
     """The engine for the cluster's batching rule; arguments as `SimpyEngine`."""
     batching = cluster.config.batching
@@ -347,4 +357,4 @@ def simpy_engine(
         kind = VllmSimpyEngine
     elif batching.ageing == "all":
         kind = AgeingSimpyEngine
-    return kind(cluster, routing, sizing, record)
+    return kind(cluster, routing, sizing, record, roles)

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from splitgym.errors import TraceError
 from splitgym.trace.importers.collect import Place
 from splitgym.trace.importers.router_log import OUTCOMES, Run, read_log, say_drift
+from splitgym.types import Pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,18 @@ class LoggedRequest:
         return self.prompt_server != self.token_server
 
 
+@dataclass(frozen=True, slots=True)
+class RoleChange:
+    """A server's move to another pool, done."""
+
+    place: Place
+    """File and line."""
+    at_s: float
+    """By the clock of the router's run."""
+    server: str
+    pool: Pool
+
+
 @dataclass
 class LoggedRun:
     """One run of the router: from its start to its end, or to the end of the file."""
@@ -53,6 +66,8 @@ class LoggedRun:
     """In order of arrival."""
     events: list[Mapping[str, Any]] = field(default_factory=list)
     """Other lines: policies, roles, servers."""
+    roles: list[RoleChange] = field(default_factory=list)
+    """In the order of the log."""
 
     @property
     def servers(self) -> tuple[str, ...]:
@@ -117,13 +132,16 @@ def read_decision_log(
 def _run(found: Run) -> LoggedRun:
     requests = [_Fields(place, line).request() for place, line in found.requests]
     requests.sort(key=lambda request: request.arrival_s)
-    return LoggedRun(
-        found.start or {}, requests, [line for _, line in found.events if line["event"] != "start"]
-    )
+    others = [(place, line) for place, line in found.events if line["event"] != "start"]
+    began_s = (found.start or {}).get("began_unix_s")
+    # Without the start line nobody knows when a role change was by the clock of the requests.
+    done = [row for row in others if row[1]["event"] == "role" and row[1].get("outcome") == "done"]
+    roles = [_Fields(place, line).role(float(began_s)) for place, line in done if began_s is not None]
+    return LoggedRun(found.start or {}, requests, [line for _, line in others], roles)
 
 
 class _Fields:
-    """A request's line, field by field."""
+    """A line, field by field."""
 
     def __init__(self, place: Place, data: dict[str, Any]) -> None:
         self._place, self._data = place, data
@@ -164,6 +182,24 @@ class _Fields:
             token_server=self._name(last, "token_server"),
             attempts=len(attempts),
         )
+
+    def role(self, began_s: float) -> RoleChange:
+        """The change of a server's role.
+
+        Args:
+            began_s: Unix time of the run's beginning.
+
+        Raises:
+            TraceError: names the first field that is wrong.
+        """
+        server, to = self._name(self._data, "server"), self._data.get("to")
+        pools = {pool.name.lower(): pool for pool in Pool}
+        if server is None:
+            self._fail("server", server, "a server's name")
+        if to not in pools:
+            self._fail("to", to, f"one of {', '.join(pools)}")
+        at_s = self._seconds(self._data, "unix_s") - began_s
+        return RoleChange(self._place, max(0.0, at_s), server, pools[to])
 
     def _count(self, data: Mapping[str, Any], name: str, missing: int | None) -> int | None:
         value = data.get(name)
