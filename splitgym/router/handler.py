@@ -24,7 +24,7 @@ from splitgym.router.protocol import (
 from splitgym.router.records import Attempt, Record
 from splitgym.router.servers import Server
 from splitgym.router.state import Flight
-from splitgym.router.stream import complete, learn, pass_on
+from splitgym.router.stream import learn, pass_on
 from splitgym.router.upstream import NOT_ITS_FAULT, Failed
 
 _OF_THE_BODY = (b"content-type", b"content-encoding", b"accept-encoding")
@@ -59,7 +59,6 @@ class Handler:
             raise
         finally:
             record.end_s = call.since_s
-            # The answer goes first, then the accounts.
             asyncio.get_running_loop().call_soon(parts.finish, record)
 
     def _accept(self, request: Request) -> Call:
@@ -140,22 +139,32 @@ class Handler:
             if flight.split:
                 transfer, refusal = await self._prompt(call, source, flight, attempt)
                 if refusal is not None:
+                    self._over(call, flight, target)
                     return refusal
                 if transfer is not None:
                     body = token_body(call.raw, transfer)
             try:
-                return await self._tokens(call, target, flight, attempt, body)
+                response = await self._tokens(call, target, flight, attempt, body)
             except BaseException:
                 if transfer is not None and flight.generated <= 1:
                     source.lease(parts.config.pools.kv_lease_s)  # nobody pulled its cache
                 raise
-        except Failed as failed:
-            if failed.status not in NOT_ITS_FAULT:
-                failed.server.broke(failed.why)
+        except BaseException as error:
+            if isinstance(error, Failed) and error.status not in NOT_ITS_FAULT:
+                error.server.broke(error.why)
+            self._over(call, flight, target)
             raise
-        finally:
-            parts.state.dropped(flight)
-            target.leave()
+        # The answer goes first, then the accounts.
+        asyncio.get_running_loop().call_soon(self._over, call, flight, target)
+        return response
+
+    def _over(self, call: Call, flight: Flight, target: Server) -> None:
+        """An attempt is over: nothing of it stays in the counters."""
+        if call.record.outcome == "ok":
+            self.parts.state.finished(flight, call.record.output_tokens)
+        else:
+            self.parts.state.dropped(flight)
+        target.leave()
 
     async def _prompt(
         self, call: Call, server: Server, flight: Flight, attempt: Attempt
@@ -233,5 +242,5 @@ class Handler:
         prompt, output = usage_of(said)
         attempt.first_byte_s = call.since_s
         learn(self.parts, call, prompt)
-        complete(self.parts, call, flight, output or 1)
+        record.outcome, record.output_tokens = "ok", output or 1
         return Response(answer.status, whole, answer.headers)

@@ -87,17 +87,11 @@ async def pass_on(
         connection.on_pause = None
     if not passage.begun:
         raise Failed(server, why, 504 if "time" in why else 502)
-    _close(parts, call, server, flight, passage.meter, why, clients_fault)
+    _close(parts, call, server, passage.meter, why, clients_fault)
 
 
 def _close(
-    parts: Parts,
-    call: Call,
-    server: Server,
-    flight: Flight,
-    meter: StreamMeter,
-    why: str,
-    clients_fault: bool,
+    parts: Parts, call: Call, server: Server, meter: StreamMeter, why: str, clients_fault: bool
 ) -> None:
     """The end of a stream, good or bad."""
     record, connection = call.record, call.request.connection
@@ -109,7 +103,7 @@ def _close(
     if not why:
         server.succeeded()
         server.served += 1
-        complete(parts, call, flight, output or counted)
+        record.outcome = "ok"
         connection.end()
         return
     record.outcome = "disconnected" if clients_fault else "server_error"
@@ -121,13 +115,6 @@ def _close(
     # Never an end that looks like a whole answer.
     connection.write(error_event(502, f"the answer broke off: {why}", "BadGateway"))
     connection.end()
-
-
-def complete(parts: Parts, call: Call, flight: Flight, output_tokens: int) -> None:
-    """A request was answered in full."""
-    call.record.outcome = "ok"
-    call.record.output_tokens = output_tokens
-    parts.state.finished(flight, output_tokens)
 
 
 def learn(parts: Parts, call: Call, prompt_tokens: int | None) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
+import time
 from types import SimpleNamespace
 
 import aiohttp
@@ -61,9 +62,13 @@ def answers(vllm_servers):
 def test_what_was_recorded_still_holds(answers, vllm_servers, name):
     (probe,) = (probe for probe in engine_probes.PROBES if probe.name == name)
     shape = answers["shapes"][name]
-    for _ in range(5 if "stream" in name else 0):
-        if shape != RECORDED["shapes"][name]:  # a server that is late puts several tokens into one event
-            shape = engine_probes.shape_of(engine_probes.ask(vllm_servers[0].url, probe))
+    tries = 50 if "stream" in name else 0
+    while (
+        shape != RECORDED["shapes"][name] and tries
+    ):  # a server that is late puts several tokens into one event
+        tries -= 1
+        time.sleep(0.1)
+        shape = engine_probes.shape_of(engine_probes.ask(vllm_servers[0].url, probe))
     assert shape == RECORDED["shapes"][name]
     assert answers["messages"].get(name) == RECORDED["messages"].get(name)
 

@@ -5,7 +5,6 @@ import json
 import logging
 import socket
 import struct
-import time
 from collections.abc import Awaitable, Callable
 from hmac import compare_digest
 from typing import Any
@@ -15,12 +14,9 @@ from aiohttp import web
 from splitgym.router.access import gone
 from splitgym.router.engine import answers
 from splitgym.router.engine.bodies import ChatBody, CompletionBody, Refusal, internal_error
-from splitgym.router.engine.caches import Caches, SideChannel
-from splitgym.router.engine.call import Call, Model, chat_call, completion_call
-from splitgym.router.engine.clock import RealTime
-from splitgym.router.engine.faults import Fate, Faults
+from splitgym.router.engine.call import Call, chat_call, completion_call
+from splitgym.router.engine.faults import Fate
 from splitgym.router.engine.objects import models
-from splitgym.router.engine.options import EngineOptions
 from splitgym.router.engine.protocol import chat_body, completion_body, parse_json, tokenize_body
 from splitgym.router.engine.text import render_chat, tokenize
 from splitgym.router.engine.work import Work
@@ -33,32 +29,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class EngineServer(Work):
-    """One engine.
-
-    Args:
-        index: its machine in the live engine.
-        options: of the process.
-        time: moves the live engine.
-        caches: that it holds for others.
-        side: the way to the caches of others.
-        model: what it serves.
-        kv_bytes_per_token: size of a cache.
-    """
-
-    def __init__(
-        self,
-        index: int,
-        options: EngineOptions,
-        time_: RealTime,
-        caches: Caches,
-        side: SideChannel,
-        model: Model,
-        kv_bytes_per_token: int,
-    ):
-        super().__init__(index, options, time_, caches, side, model, kv_bytes_per_token)
-        self.faults = Faults(options.seed + index)
-        self._created = int(time.time())
-        self._calls: set[Call] = set()
+    """One engine; arguments as `Work`'s."""
 
     @property
     def in_flight(self) -> int:
@@ -126,7 +97,7 @@ class EngineServer(Work):
 
     async def _models(self, request: web.Request) -> web.Response:
         model = self.model
-        return _json(models(model.name, model.root, model.max_model_len, self._created))
+        return _json(models(model.name, model.root, model.max_model_len, self.created))
 
     async def _metrics(self, request: web.Request) -> web.Response:
         self.metrics.expired_caches = self.caches.expired

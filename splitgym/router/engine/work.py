@@ -1,6 +1,7 @@
 """What a simulated engine does for a request: submits what makes its tokens, pulls and holds caches."""
 
 import asyncio
+import time
 from functools import partial
 from typing import Any
 
@@ -8,6 +9,7 @@ from splitgym.router.engine.bodies import internal_error
 from splitgym.router.engine.caches import Caches, SideChannel, Ticket
 from splitgym.router.engine.call import Call, Model, Part
 from splitgym.router.engine.clock import RealTime
+from splitgym.router.engine.faults import Faults
 from splitgym.router.engine.metrics import EngineMetrics
 from splitgym.router.engine.objects import kv_transfer_params
 from splitgym.router.engine.options import EngineOptions
@@ -15,7 +17,17 @@ from splitgym.sim.live import Kind, LiveRequest
 
 
 class Work:
-    """One engine without its server; arguments as `EngineServer`'s."""
+    """One engine without its server.
+
+    Args:
+        index: its machine in the live engine.
+        options: of the process.
+        time: moves the live engine.
+        caches: that it holds for others.
+        side: the way to the caches of others.
+        model: what it serves.
+        kv_bytes_per_token: size of a cache.
+    """
 
     def __init__(
         self,
@@ -31,6 +43,8 @@ class Work:
         self.options = options
         self.caches = caches
         self.model = model
+        self.faults = Faults(options.seed + index)
+        self.created = int(time.time())
         machine = time_.live.machines[index]
         self.metrics = EngineMetrics(machine, time_, model.name, model.max_model_len)
         self.recorded: list[LiveRequest] = []
@@ -40,6 +54,7 @@ class Work:
         self._kv_bytes_per_token = kv_bytes_per_token
         self._block_size = getattr(options.batching, "block_size", 16)
         self._blocks_given = 0
+        self._calls: set[Call] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
