@@ -69,6 +69,8 @@ class FleetVectorEnv(VectorEnv[Arrays, Any, Any]):
         self._details = details
         self._begun = False
         self._all = np.arange(num_envs)
+        self._every = np.ones(num_envs, np.bool_)
+        self._every.flags.writeable = False
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -120,9 +122,9 @@ class FleetVectorEnv(VectorEnv[Arrays, Any, Any]):
         if len(ended) and self.autoreset_mode == AutoresetMode.SAME_STEP:
             infos = self._restart(np.asarray(ended))
         else:
-            infos = self._infos(np.ones(self.num_envs, np.bool_))
-            for place in ended:
-                infos = self._add_info(infos, self._last(int(place)), int(place))
+            infos = self._infos(self._every, all_stepped=not len(before))
+            if len(ended):
+                self._add_ends(infos, np.asarray(ended))
         return self.fleet.observations, rewards, np.zeros(self.num_envs, np.bool_), over, infos
 
     def action_masks(self) -> NDArray[np.bool_]:
@@ -135,19 +137,24 @@ class FleetVectorEnv(VectorEnv[Arrays, Any, Any]):
 
     # ---- inside -------------------------------------------------------------------------------------------
 
-    def _infos(self, chosen: NDArray[np.bool_]) -> dict[str, Any]:
+    def _infos(self, chosen: NDArray[np.bool_], all_stepped: bool = False) -> dict[str, Any]:
+        """What the last call says of the chosen environments; all have answered a decision, or look which."""
         fleet = self.fleet
         found: dict[str, Any] = {
             "elapsed_s": fleet.elapsed_s,
+            "_elapsed_s": chosen,
             "decision_id": fleet.answered,
+            "_decision_id": chosen,
             "next_decision_id": fleet.asked,
+            "_next_decision_id": chosen,
             "invalid_actions": fleet.invalid_actions,
+            "_invalid_actions": chosen,
         }
-        for name in tuple(found):
-            found[f"_{name}"] = chosen
-        stepped = chosen & (found["decision_id"] != NO_DECISION)
-        if not stepped.any():
-            return found
+        stepped = chosen
+        if not all_stepped:
+            stepped = chosen & (found["decision_id"] != NO_DECISION)
+            if not stepped.any():
+                return found
         terms: dict[str, Any] = dict(fleet.terms())
         found["reward_terms"] = terms | {f"_{name}": stepped for name in terms}
         found["_reward_terms"] = stepped
@@ -157,6 +164,23 @@ class FleetVectorEnv(VectorEnv[Arrays, Any, Any]):
                 rows[i] = fleet.outcomes(i)
             found["outcomes_by_decision"], found["_outcomes_by_decision"] = rows, stepped
         return found
+
+    def _add_ends(self, infos: dict[str, Any], places: NDArray[np.int64]) -> None:
+        """Add what is said of episodes that have ended, as Gymnasium's `_add_info` would."""
+        ends = [self._last(i) for i in places.tolist()]
+        there = np.zeros(self.num_envs, np.bool_)
+        there[places] = True
+        metrics: dict[str, Any] = {}
+        for name, value in ends[0]["episode_metrics"].items():
+            kind = object if isinstance(value, str) else type(value)
+            metrics[name] = np.full(self.num_envs, None) if kind is object else np.zeros(self.num_envs, kind)
+            metrics[name][places] = [end["episode_metrics"][name] for end in ends]
+            metrics[f"_{name}"] = there
+        tables = np.full(self.num_envs, None)
+        for i, end in zip(places.tolist(), ends):
+            tables[i] = end["requests"]
+        infos |= {"episode_metrics": metrics, "_episode_metrics": there}
+        infos |= {"requests": tables, "_requests": there}
 
     def _last(self, i: int) -> dict[str, Any]:
         metrics, table = self.fleet.episode(i)
@@ -176,7 +200,7 @@ class FleetVectorEnv(VectorEnv[Arrays, Any, Any]):
             seen = {key: array[i].copy() for key, array in fleet.observations.items()}
             final[i] = {"final_obs": seen, "final_info": info}
         fleet.begin(places, keep_others=True)
-        infos = self._infos(np.ones(self.num_envs, np.bool_))
+        infos = self._infos(self._every)
         for i, info in final.items():
             infos = self._add_info(infos, info, i)
         return infos

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitgym.errors import ConfigError
-from splitgym.observation import kernel
+from splitgym.observation import kernel, rows
 from splitgym.observation.features import (
     CLUSTER_FEATURES,
     MACHINE_FEATURES,
@@ -23,7 +23,7 @@ from splitgym.observation.features import (
     schema_hash,
 )
 from splitgym.observation.prior import NO_PRIOR, Floats, fill_prior, prior_weights
-from splitgym.schedulers.predict import NUM_PREDICTIONS
+from splitgym.schedulers.lanes import num_blocks
 from splitgym.types import UNKNOWN, RequestInfo
 from splitgym.view import NUM_COUNTERS, ClusterView
 
@@ -45,7 +45,8 @@ class Observer:
         self.prior = prior
         self._memory = np.zeros(kernel.NUM_MEMORY)
         self._last = np.zeros(kernel.NUM_LAST, np.int64)
-        self._scratch = np.zeros((max_machines, NUM_PREDICTIONS))
+        self._lanes = np.zeros(num_blocks(max_machines) * rows.SEEN_BLOCK)
+        self._shown = np.zeros((max_machines, rows.NUM_FEATURES), np.float32)
 
     def reset(self, view: ClusterView) -> None:
         """Forget; rates count from the view's present state.
@@ -83,7 +84,8 @@ class Observer:
             request is not None,
             self._memory,
             self._last,
-            self._scratch,
+            self._lanes,
+            self._shown,
             machines,
             cluster,
             wanted,

@@ -1,12 +1,25 @@
-"""The observation's arithmetic: one compiled pass over a view. Columns stand in the order of `features`."""
+"""The observation's arithmetic. Columns stand in the order of `features`."""
 
 import numpy as np
 
 from splitgym.compile_cache import numba
-from splitgym.profile.tables import prompt_time_ns, token_time_ns
+from splitgym.observation.rows import (
+    AVAILABLE,
+    HOME_PROMPT,
+    HOME_TOKEN,
+    NOW_MIXED,
+    PROMPT_SPEED,
+    TOKEN_SPEED,
+    clip,
+    fill_machines,
+    lay_all,
+    predict_all,
+    seen_block,
+    squash,
+)
 from splitgym.schedulers import predict
-from splitgym.slo import reference_ttft_ns
-from splitgym.types import NS_PER_S, UNKNOWN, Pool, RequestInfo
+from splitgym.schedulers.lanes import CLOSED_PROMPT, CLOSED_TOKEN, INBOUND, LANES, PREDICTED, RUNNING
+from splitgym.types import NS_PER_S, UNKNOWN
 from splitgym.view import ARRIVED_PROMPT_TOKENS, ARRIVED_REQUESTS, COMPLETED_REQUESTS, NUM_COUNTERS
 
 # Places in the observer's memory, a float64 array.
@@ -18,38 +31,21 @@ NUM_MEMORY = 10
 LAST_CLOCK = NUM_COUNTERS
 NUM_LAST = NUM_COUNTERS + 1
 
-SPEED_BATCH = 32
-SPEED_CONTEXT_TOKENS = 32 * 1024
-"""Token speed is compared, and the cluster's token speed stated, at this batch."""
 TYPICAL_PROMPT_TOKENS = 1024
 """Prompt of the request that predictions at a control tick are for, before any request has arrived."""
 
-_PROMPT, _TOKEN, _MIXED = int(Pool.PROMPT), int(Pool.TOKEN), int(Pool.MIXED)
-
 
 @numba.njit(cache=True, error_model="numpy", forceinline=True)
-def squash(x, scale):
-    """x / (x + scale), for x of at least 0."""
-    return x / (x + scale)
-
-
-@numba.njit(cache=True, error_model="numpy", forceinline=True)
-def clip(x, low, high):
-    """`x` within [low, high]."""
-    return min(high, max(low, x))
-
-
-@numba.njit(cache=True, error_model="numpy", forceinline=True)
-def remember(view, memory, last):
-    """Move the recent rates on to the view's time; returns the seconds since the last call.
+def remember(now_ns, counters, memory, last):
+    """Move the recent rates on to the present time; returns the seconds since the last call.
 
     A sum S over a time constant tau becomes (S + new) tau / (tau + dt), and so does the time it covers; their
     quotient is the rate. (exp(-dt / tau) would differ in its last bits between machines.)
     """
-    elapsed_s = max(0, view.clock[0] - last[LAST_CLOCK]) / NS_PER_S
-    requests = np.float64(max(0, view.counters[ARRIVED_REQUESTS] - last[ARRIVED_REQUESTS]))
-    tokens = np.float64(max(0, view.counters[ARRIVED_PROMPT_TOKENS] - last[ARRIVED_PROMPT_TOKENS]))
-    completions = np.float64(max(0, view.counters[COMPLETED_REQUESTS] - last[COMPLETED_REQUESTS]))
+    elapsed_s = max(0, now_ns - last[LAST_CLOCK]) / NS_PER_S
+    requests = np.float64(max(0, counters[ARRIVED_REQUESTS] - last[ARRIVED_REQUESTS]))
+    tokens = np.float64(max(0, counters[ARRIVED_PROMPT_TOKENS] - last[ARRIVED_PROMPT_TOKENS]))
+    completions = np.float64(max(0, counters[COMPLETED_REQUESTS] - last[COMPLETED_REQUESTS]))
     keep = 5.0 / (5.0 + elapsed_s)
     memory[WEIGHT_5S] = (memory[WEIGHT_5S] + elapsed_s) * keep
     memory[REQUESTS_5S] = (memory[REQUESTS_5S] + requests) * keep
@@ -63,8 +59,9 @@ def remember(view, memory, last):
     memory[REQUESTS_60S] = (memory[REQUESTS_60S] + requests) * keep
     memory[PROMPT_TOKENS_60S] = (memory[PROMPT_TOKENS_60S] + tokens) * keep
     memory[COMPLETIONS_60S] = (memory[COMPLETIONS_60S] + completions) * keep
-    last[:NUM_COUNTERS] = view.counters
-    last[LAST_CLOCK] = view.clock[0]
+    for i in range(NUM_COUNTERS):
+        last[i] = counters[i]
+    last[LAST_CLOCK] = now_ns
     return elapsed_s
 
 
@@ -77,128 +74,89 @@ def mean_prompt(memory):
 
 
 @numba.njit(cache=True, error_model="numpy", forceinline=True)
-def fill(view, request, present, memory, last, scratch, machines, cluster, wanted, mask):
-    """Fill one observation.
+def fill(view, request, present, memory, last, lanes, shown, machines, cluster, wanted, mask):
+    """Fill one observation from a view alone.
 
     Args:
         view: `ClusterView` of m machines.
         request: `RequestInfo`; ignored unless `present`.
         present: is a request to be routed?
         memory, last: the observer's, (NUM_MEMORY,) float64 and (NUM_LAST,) int64; moved on.
-        scratch: (at least m, NUM_PREDICTIONS) float64.
-        machines, cluster, wanted, mask: (M, F), (G,), (R,), (M,) float32 zeros, filled.
+        lanes, shown: scratch, see `lay_all`.
+        machines, cluster, wanted, mask: (M, F), (G,), (R,), (M,) float32, filled; what lies beyond m machines
+            is left alone.
     """
-    since_s = remember(view, memory, last)
+    lay_all(view, lanes, shown)
+    fill_seen(
+        lanes,
+        shown,
+        view.machine_row.shape[0],
+        (view.clock[0], predict.mean_output(view), view.counters, view.tables, view.rules),
+        (request.prompt_tokens, request.max_tokens, request.oracle_output_tokens, request.attempt),
+        present,
+        memory,
+        last,
+        machines,
+        cluster,
+        wanted,
+        mask,
+    )
+
+
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
+def fill_seen(
+    lanes, shown, num_machines, state, request, present, memory, last, machines, cluster, wanted, mask
+):
+    """Fill one observation from what is kept of each machine.
+
+    Args:
+        lanes, shown: see `splitgym.observation.rows`, true as of now.
+        num_machines: m.
+        state: (now [ns], mean output, counters, `ProfileTables`, `ClusterRules`), see `ClusterView`.
+        request: (prompt tokens, max_tokens, oracle output or `UNKNOWN`, attempt), ignored unless `present`.
+        present, memory, last, machines, cluster, wanted, mask: see `fill`.
+    """
+    now_ns, mean_output, counters, tables, rules = state
+    since_s = remember(now_ns, counters, memory, last)
+    prompt_tokens, max_tokens = np.int64(request[0]), np.int64(request[1])
     if not present:
-        typical = int(max(1.0, mean_prompt(memory)))
-        request = RequestInfo(-1, view.clock[0], typical, UNKNOWN, UNKNOWN, 0)
-    predict.predict_request(view, request, scratch)
-    fill_machines(view, scratch, machines)
-    fill_cluster(view, scratch, memory, since_s, cluster)
+        prompt_tokens, max_tokens = np.int64(max(1.0, mean_prompt(memory))), np.int64(UNKNOWN)
+    ref = predict.reference_of(tables, mean_output, prompt_tokens, max_tokens)
+    # Interference at weight 1: what an observation shows.
+    q = predict.asked(ref, prompt_tokens, now_ns, rules, 1.0)
+    predict_all(lanes, num_machines, tables, prompt_tokens, q)
+    fill_machines(lanes, shown, num_machines, machines)
+    prompt_speed, token_speed = speeds(lanes, shown, num_machines)
+    fill_load(memory, mean_output, prompt_speed, token_speed, cluster)
+    fill_pools(shown, num_machines, cluster)
+    fill_prompt_side(lanes, num_machines, cluster)
+    fill_token_side(lanes, num_machines, cluster)
+    cluster[23] = squash(since_s, 1.0)
+    for i in range(wanted.shape[0]):
+        wanted[i] = 0.0
     if present:
-        fill_request(view, request, memory, wanted)
-    mask[: view.machine_row.shape[0]] = 1.0
+        fill_request(ref, prompt_tokens, max_tokens, request[2], request[3], rules, memory, wanted)
+    for m in range(num_machines):
+        mask[m] = 1.0
 
 
 @numba.njit(cache=True, error_model="numpy", forceinline=True)
-def least_allowed(values, allowed):
-    """Least value of an allowed machine; of any machine when none is allowed."""
-    best, found = np.inf, False
-    for m in range(allowed.shape[0]):
-        if allowed[m] and values[m] < best:
-            best, found = values[m], True
-    if not found:
-        for m in range(allowed.shape[0]):
-            best = min(best, values[m])
-    return best
+def speeds(lanes, shown, machines):
+    """Prompt and token speed of all available machines together [tokens/s], each at least 1."""
+    prompt_speed, token_speed = 0.0, 0.0
+    for m in range(machines):
+        b, j = seen_block(lanes, m // LANES), m % LANES
+        prompt_speed += b[PROMPT_SPEED * LANES + j] * shown[m, AVAILABLE]
+        token_speed += b[TOKEN_SPEED * LANES + j] * shown[m, AVAILABLE]
+    return max(1.0, prompt_speed), max(1.0, token_speed)
 
 
 @numba.njit(cache=True, error_model="numpy", forceinline=True)
-def fill_machines(view, scratch, out):
-    """(M, F) from the view and its predictions."""
-    tables, rules = view.tables, view.rules
-    full = rules.max_prompt_tokens
-    wait_min = least_allowed(scratch[:, predict.WAIT_S], view.prompt_allowed)
-    ttft_min = least_allowed(scratch[:, predict.TTFT], view.prompt_allowed)
-    split_min = least_allowed(scratch[:, predict.TBT_SPLIT], view.token_allowed)
-    before, prompt_speed, token_speed = -1, 0.0, 0.0
-    for m in range(view.machine_row.shape[0]):
-        row, x, o = view.machine_row[m], scratch[m], out[m]
-        if row != before:  # neighbours are mostly of one type
-            before = row
-            prompt_speed = prompt_time_ns(tables, 0, full) / prompt_time_ns(tables, row, full)
-            token_speed = token_time_ns(tables, 0, SPEED_BATCH, SPEED_CONTEXT_TOKENS) / token_time_ns(
-                tables, row, SPEED_BATCH, SPEED_CONTEXT_TOKENS
-            )
-        o[0] = squash(prompt_speed, 1.0)
-        o[1] = squash(token_speed, 1.0)
-        o[2] = squash(np.float64(view.kv_capacity_tokens[m]), 131072.0)
-        o[3] = squash(view.link_bytes_per_s[m] / rules.kv_bytes_per_token, 16384.0)
-        o[4] = view.home_pool[m] == _PROMPT
-        o[5] = view.home_pool[m] == _TOKEN
-        o[6] = view.home_pool[m] == _MIXED
-        o[7] = view.pool[m] == _PROMPT
-        o[8] = view.pool[m] == _TOKEN
-        o[9] = view.pool[m] == _MIXED
-        o[10] = view.available[m] != 0
-        o[11] = view.prompt_allowed[m] != 0
-        o[12] = view.token_allowed[m] != 0
-        o[13] = squash(np.float64(view.prompt_requests[m]), 4.0)
-        o[14] = squash(np.float64(view.prompt_tokens[m]), 4096.0)
-        o[15] = squash(x[predict.WAIT_S], 1.0)
-        o[16] = squash(max(0.0, x[predict.WAIT_S] - wait_min), 0.25)
-        o[17] = x[predict.SHARE]
-        o[18] = squash(np.float64(view.running[m]), 32.0)
-        o[19] = squash(np.float64(view.running_context_tokens[m]), 32768.0)
-        o[20] = squash(np.float64(view.inbound[m]), 8.0)
-        o[21] = squash(np.float64(view.inbound_prompt_tokens[m]), 8192.0)
-        o[22] = squash(np.float64(view.transfers[m]), 4.0)
-        o[23] = clip(x[predict.MEMORY_USED], 0.0, 1.0)
-        o[24] = 0.5 * clip(x[predict.MEMORY_PROMISED], 0.0, 2.0)
-        o[25] = squash(x[predict.TTFT], 1.0)
-        o[26] = clip(4.0 * (x[predict.TTFT] - 0.8), 0.0, 1.0)
-        o[27] = squash(max(0.0, x[predict.TTFT] - ttft_min), 0.25)
-        o[28] = squash(x[predict.TBT_SPLIT], 1.0)
-        o[29] = clip(6.0 * (x[predict.TBT_SPLIT] - 0.85), 0.0, 1.0)
-        o[30] = squash(max(0.0, x[predict.TBT_SPLIT] - split_min), 0.25)
-        o[31] = squash(x[predict.TBT_SAME], 1.0)
-        o[32] = clip(6.0 * (x[predict.TBT_SAME] - 0.85), 0.0, 1.0)
-        o[33] = squash(x[predict.ITERATION], 1.0)
-        o[34] = squash(x[predict.PROMPT_TIME], 1.0)
-        o[35] = squash(x[predict.HARM_PROMPT], 1.0)
-        o[36] = squash(max(0.0, x[predict.HARM_TOKEN]), 1.0)
-
-
-@numba.njit(cache=True, error_model="numpy", forceinline=True)
-def fill_cluster(view, scratch, memory, since_s, out):
-    """(G,) from the view, its predictions and the recent rates."""
-    fill_load(view, memory, out)
-    fill_pools(view, out)
-    fill_prompt_side(view, scratch, out)
-    fill_token_side(view, scratch, out)
-    out[23] = squash(since_s, 1.0)
-
-
-@numba.njit(cache=True, error_model="numpy", forceinline=True)
-def fill_load(view, memory, out):
-    """Places 0 to 7, and the forecast.
+def fill_load(memory, mean_output, prompt_speed, token_speed, out):
+    """Places 0 to 7, and the forecast. Arguments as for `fill_forecast`.
 
     A second without arrivals is added before the rates, so the first is no spike.
     """
-    tables, full = view.tables, view.rules.max_prompt_tokens
-    prompt_speed, token_speed = 0.0, 0.0  # of all available machines [tokens/s]
-    before, prompt_own, token_own = -1, 0.0, 0.0  # of one
-    for m in range(view.machine_row.shape[0]):
-        if view.available[m]:
-            row = view.machine_row[m]
-            if row != before:
-                before = row
-                prompt_own = full * 1e9 / prompt_time_ns(tables, row, full)
-                token_own = SPEED_BATCH * 1e9 / token_time_ns(tables, row, SPEED_BATCH, SPEED_CONTEXT_TOKENS)
-            prompt_speed += prompt_own
-            token_speed += token_own
-    prompt_speed, token_speed = max(1.0, prompt_speed), max(1.0, token_speed)
-    mean_output = predict.mean_output(view)
     fast = memory[REQUESTS_5S] / (memory[WEIGHT_5S] + 1.0)
     slow = memory[REQUESTS_60S] / (memory[WEIGHT_60S] + 1.0)
     out[0] = squash(memory[PROMPT_TOKENS_5S] / (memory[WEIGHT_5S] + 1.0) / prompt_speed, 1.0)
@@ -240,69 +198,74 @@ def fill_forecast(memory, mean_output, prompt_speed, token_speed, out):
 
 
 @numba.njit(cache=True, error_model="numpy", forceinline=True)
-def fill_pools(view, out):
+def fill_pools(shown, machines, out):
     """Places 8 to 11: shares of machines."""
-    m = view.machine_row.shape[0]
     available, prompt, token, mixed = 0, 0, 0, 0
-    for i in range(m):
-        available += view.available[i] != 0
-        prompt += view.home_pool[i] == _PROMPT
-        token += view.home_pool[i] == _TOKEN
-        mixed += view.pool[i] == _MIXED
-    out[8], out[9], out[10], out[11] = available / m, prompt / m, token / m, mixed / m
+    for m in range(machines):
+        available += shown[m, AVAILABLE] != 0.0
+        prompt += shown[m, HOME_PROMPT] != 0.0
+        token += shown[m, HOME_TOKEN] != 0.0
+        mixed += shown[m, NOW_MIXED] != 0.0
+    out[8], out[9] = available / machines, prompt / machines
+    out[10], out[11] = token / machines, mixed / machines
 
 
 @numba.njit(cache=True, error_model="numpy", forceinline=True)
-def fill_prompt_side(view, scratch, out):
+def fill_prompt_side(lanes, machines, out):
     """Places 12 to 16, over machines that may take a prompt; zeros when there is none."""
-    n, wait, low, high, share, missed = 0, 0.0, np.inf, 0.0, 0.0, 0
-    for m in range(view.machine_row.shape[0]):
-        if view.prompt_allowed[m]:
-            own = scratch[m, predict.WAIT_S]
-            n += 1
-            wait += own
-            low, high = min(low, own), max(high, own)
-            share += scratch[m, predict.SHARE]
-            missed += scratch[m, predict.TTFT] > 1.0
+    n, wait, low, high, share, missed = 0.0, 0.0, np.inf, 0.0, 0.0, 0.0
+    for m in range(machines):  # the sums in this order; a product with 0 or 1 instead of a branch
+        b, j = seen_block(lanes, m // LANES), m % LANES
+        weight = 1.0 - b[CLOSED_PROMPT * LANES + j]
+        own = b[(PREDICTED + predict.WAIT_S) * LANES + j] * weight
+        n += weight
+        wait += own
+        low, high = min(low, own if weight else np.inf), max(high, own)
+        share += b[(PREDICTED + predict.SHARE) * LANES + j] * weight
+        missed += weight if b[(PREDICTED + predict.TTFT) * LANES + j] > 1.0 else 0.0
+    for i in range(12, 17):
+        out[i] = 0.0
     if n:
         out[12], out[13], out[14] = squash(wait / n, 1.0), squash(low, 1.0), squash(high, 1.0)
         out[15], out[16] = share / n, missed / n
 
 
 @numba.njit(cache=True, error_model="numpy", forceinline=True)
-def fill_token_side(view, scratch, out):
+def fill_token_side(lanes, machines, out):
     """Places 17 to 22, over machines that may take a token phase; zeros when there is none."""
-    n, running, inbound, used, top, share, missed = 0, 0, 0, 0.0, 0.0, 0.0, 0
-    for m in range(view.machine_row.shape[0]):
-        if view.token_allowed[m]:
-            own = clip(scratch[m, predict.MEMORY_USED], 0.0, 1.0)
-            n += 1
-            running += view.running[m]
-            inbound += view.inbound[m]
-            used += own
-            top = max(top, own)
-            share += scratch[m, predict.SHARE]
-            missed += scratch[m, predict.TBT_SPLIT] > 1.0
+    n, running, inbound, used, top, share, missed = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for m in range(machines):
+        b, j = seen_block(lanes, m // LANES), m % LANES
+        weight = 1.0 - b[CLOSED_TOKEN * LANES + j]
+        own = clip(b[(PREDICTED + predict.MEMORY_USED) * LANES + j], 0.0, 1.0) * weight
+        n += weight
+        running += b[RUNNING * LANES + j] * weight
+        inbound += b[INBOUND * LANES + j] * weight
+        used += own
+        top = max(top, own)
+        share += b[(PREDICTED + predict.SHARE) * LANES + j] * weight
+        missed += weight if b[(PREDICTED + predict.TBT_SPLIT) * LANES + j] > 1.0 else 0.0
+    for i in range(17, 23):
+        out[i] = 0.0
     if n:
         out[17], out[18] = squash(running / n, 32.0), squash(inbound / n, 8.0)
         out[19], out[20], out[21], out[22] = used / n, top, share / n, missed / n
 
 
 @numba.njit(cache=True, error_model="numpy", forceinline=True)
-def fill_request(view, request, memory, out):
-    """(R,) of a request that is to be routed."""
-    prompt = np.float64(request.prompt_tokens)
-    expected = predict.estimated_output(view, request)
-    if request.oracle_output_tokens > 0:
-        expected = np.float64(request.oracle_output_tokens)
+def fill_request(ref, prompt_tokens, max_tokens, oracle_output, attempt, rules, memory, out):
+    """(R,) of a request that is to be routed, from its `Reference` and the fields of its `RequestInfo`."""
+    prompt, expected = np.float64(prompt_tokens), ref.output_tokens
+    if oracle_output > 0:
+        expected = np.float64(oracle_output)
     out[0] = 1.0
     out[1] = squash(prompt, 2048.0)
     out[2] = squash(prompt, 256.0)
-    out[3] = 0.5 * clip(prompt / view.rules.max_prompt_tokens, 0.0, 2.0)
+    out[3] = 0.5 * clip(prompt / rules.max_prompt_tokens, 0.0, 2.0)
     out[4] = squash(prompt / mean_prompt(memory), 1.0)
-    out[5] = squash(reference_ttft_ns(view.tables, request.prompt_tokens) / NS_PER_S, 1.0)
-    if request.max_tokens > 0:
+    out[5] = squash(ref.ttft_ns / NS_PER_S, 1.0)
+    if max_tokens > 0:
         out[6] = 1.0
-        out[7] = squash(np.float64(request.max_tokens), 512.0)
+        out[7] = squash(np.float64(max_tokens), 512.0)
     out[8] = squash(expected, 256.0)
-    out[9] = request.attempt > 0
+    out[9] = attempt > 0

@@ -65,15 +65,13 @@ def block_of(lanes, block):
     return lanes[block * BLOCK : (block + 1) * BLOCK]
 
 
-@numba.njit(cache=True, error_model="numpy")
-def blank(lanes):
-    """Blocks of machines that cannot be chosen; what is left of the last one stays so."""
-    lanes[:] = 0.0
-    for block in range(lanes.shape[0] // BLOCK):
-        b = block_of(lanes, block)
-        for j in range(LANES):
-            b[CLOSED_PROMPT * LANES + j] = b[CLOSED_TOKEN * LANES + j] = 1.0
-            b[CAPACITY * LANES + j] = b[LINK * LANES + j] = b[FACTOR * LANES + j] = 1.0
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
+def blank(b):
+    """A block of machines that cannot be chosen; places without a machine stay so."""
+    b[:] = 0.0
+    for j in range(LANES):
+        b[CLOSED_PROMPT * LANES + j] = b[CLOSED_TOKEN * LANES + j] = 1.0
+        b[CAPACITY * LANES + j] = b[LINK * LANES + j] = b[FACTOR * LANES + j] = 1.0
 
 
 @numba.njit(cache=True, error_model="numpy", forceinline=True)
@@ -109,39 +107,46 @@ def lay_tokens(b, j, tables, row, running, inbound, running_context, running_pro
 
 
 @numba.njit(cache=True, error_model="numpy", forceinline=True)
+def lay_machine(view, m, b):
+    """Lay machine m of a view into its block."""
+    j, row = m % LANES, view.machine_row[m]
+    b[TYPE * LANES + j] = row
+    b[CAPACITY * LANES + j] = max(1, view.kv_capacity_tokens[m])
+    b[LINK * LANES + j] = view.link_bytes_per_s[m]
+    b[CONSTANT_NS * LANES + j] = view.transfer_constant_ns[m]
+    lay_prompts(
+        b,
+        j,
+        view.prompt_requests[m],
+        view.prompt_tokens[m],
+        view.prompt_queue_ns[m],
+        view.iteration_end_ns[m],
+        view.prompt_share[m],
+        view.prompt_share_at_ns[m],
+    )
+    lay_tokens(
+        b,
+        j,
+        view.tables,
+        row,
+        view.running[m],
+        view.inbound[m],
+        view.running_context_tokens[m],
+        view.running_prompt_tokens[m],
+        view.inbound_prompt_tokens[m],
+        view.kv_used_tokens[m],
+    )
+    b[CLOSED_PROMPT * LANES + j] = 0.0 if view.prompt_allowed[m] else 1.0
+    b[CLOSED_TOKEN * LANES + j] = 0.0 if view.token_allowed[m] else 1.0
+
+
+@numba.njit(cache=True, error_model="numpy", forceinline=True)
 def lay_view(view, lanes):
     """Lay all machines of a view into `lanes`, see `lanes_of`."""
-    blank(lanes)
+    for block in range(lanes.shape[0] // BLOCK):
+        blank(block_of(lanes, block))
     for m in range(view.machine_row.shape[0]):
-        b, j, row = block_of(lanes, m // LANES), m % LANES, view.machine_row[m]
-        b[TYPE * LANES + j] = row
-        b[CAPACITY * LANES + j] = max(1, view.kv_capacity_tokens[m])
-        b[LINK * LANES + j] = view.link_bytes_per_s[m]
-        b[CONSTANT_NS * LANES + j] = view.transfer_constant_ns[m]
-        lay_prompts(
-            b,
-            j,
-            view.prompt_requests[m],
-            view.prompt_tokens[m],
-            view.prompt_queue_ns[m],
-            view.iteration_end_ns[m],
-            view.prompt_share[m],
-            view.prompt_share_at_ns[m],
-        )
-        lay_tokens(
-            b,
-            j,
-            view.tables,
-            row,
-            view.running[m],
-            view.inbound[m],
-            view.running_context_tokens[m],
-            view.running_prompt_tokens[m],
-            view.inbound_prompt_tokens[m],
-            view.kv_used_tokens[m],
-        )
-        b[CLOSED_PROMPT * LANES + j] = 0.0 if view.prompt_allowed[m] else 1.0
-        b[CLOSED_TOKEN * LANES + j] = 0.0 if view.token_allowed[m] else 1.0
+        lay_machine(view, m, block_of(lanes, m // LANES))
 
 
 @numba.njit(cache=True, error_model="numpy")

@@ -62,6 +62,8 @@ class CompiledEngine:
             [round(cluster.profile_of(m).idle_power_w) for m in range(cluster.num_machines)], np.int64
         )
         self.view = cluster.view()
+        self.observed = False
+        """From `reset` on, keep what observations show of each machine, for compiled code that reads it."""
         self._started: Simulation | None = None
 
     # ---- the interface ------------------------------------------------------------------------------------
@@ -71,14 +73,16 @@ class CompiledEngine:
 
     def _start(self, trace: Trace, seed: int, streaming: bool) -> None:
         self.cluster.check(trace)
+        before = self._started
         self._started = Simulation(
             self.cluster,
             trace,
             self._watts,
-            (self._routing_kind, self._sizing_kind, decide.fast_form(self.routing)),
+            (self._routing_kind, self._sizing_kind, decide.fast_form(self.routing, self.observed)),
             (*self._routing_arrays, *self._sizing_arrays),
             self._record,
             streaming,
+            0 if before is None else int(before.sim["num_slots"]),
         )
         self.view = self._simulation.view
         for scheduler in (self.routing, self.sizing):

@@ -6,13 +6,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitgym.envs.base import SchedulingEnv
-from splitgym.envs.fleet.kernel import find_bad, step_seats
+from splitgym.envs.fleet.kernel import find_bad
 from splitgym.envs.fleet.office import compilable, make_office, weights_of
-from splitgym.envs.fleet.records import RUNS, SEAT, TERMS
+from splitgym.envs.fleet.records import (
+    RUNS,
+    SAID_ANSWERED,
+    SAID_ASKED,
+    SAID_ELAPSED,
+    SAID_INVALID,
+    SAID_LONGS,
+    SAID_OVER,
+    SAID_REALS,
+    SAID_REWARD,
+    SEAT,
+    TERMS,
+)
 from splitgym.envs.fleet.threads import Threads
 from splitgym.errors import ActionError, ConfigError
-from splitgym.observation import PRIOR_FEATURES
-from splitgym.schedulers.predict import NUM_PREDICTIONS
 from splitgym.slo import reference_times_s
 from splitgym.trace import Trace
 from splitgym.types import Pool
@@ -54,27 +64,44 @@ class Fleet:
         self._ended_sums = np.zeros(len(TERMS))
         self._seats = np.zeros(n, SEAT)
         self._office = make_office(env)
-        self._threads = Threads(n, threads)
-        size = env.max_machines
-        self._scratch = [np.zeros((size, NUM_PREDICTIONS)) for _ in range(self._threads.count)]
-        space = env.observation_space
-        self._buffers = [
-            {key: np.zeros((n, *box.shape), np.float32) for key, box in space.items()}  # type: ignore[attr-defined]
-            for _ in (0, 1)
-        ]
-        self._no_prior = np.zeros((n, 0, len(PRIOR_FEATURES)), np.float32)
+        self._held: dict[str, NDArray[Any]] = {}
+        self._hold("seats", self._seats)
+        self._places = self._hold("places", np.zeros(n, np.int64))
+        self._make_arrays()
+        self._threads = Threads(self._office, n, threads)
         self._turn = 0
-        space_shape = getattr(env.action_space, "nvec", None)
-        self._sizes = np.array(
-            [env.action_space.n] if space_shape is None else space_shape,  # type: ignore[attr-defined]
-            np.int64,
-        )
-        self._actions = np.zeros((n, 3), np.int64)
-        self._action_shape = (n,) if len(self._sizes) == 1 else (n, len(self._sizes))
-        self._address, self._office_address = self._seats.ctypes.data, self._office.ctypes.data
         self._all = np.arange(n)
         self._ended = True
-        self._allowed = np.zeros((n, int(self._sizes.sum())), np.uint8)
+        for engine in self._engines:
+            engine.observed = True
+
+    def _hold(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        """Keep an array, and tell compiled code where it is."""
+        self._held[name] = array
+        self._office[name] = array.ctypes.data
+        return array
+
+    def _make_arrays(self) -> None:
+        """For actions, observations and what a step says."""
+        env, n = self.env, self.num_envs
+        shape = getattr(env.action_space, "nvec", None)
+        sizes = np.array([env.action_space.n] if shape is None else shape, np.int64)  # type: ignore[attr-defined]
+        self._hold("sizes", sizes)
+        self._actions = self._hold("actions", np.zeros((n, 3), np.int64))
+        self._numbers = len(sizes)
+        self._action_shape = (n,) if len(sizes) == 1 else (n, len(sizes))
+        self._allowed = self._hold("allowed", np.zeros((n, int(sizes.sum())), np.uint8))
+        both = {
+            key: self._hold(key, np.zeros((2, n, *box.shape), np.float32))  # type: ignore[misc]
+            for key, box in env.observation_space.items()  # type: ignore[attr-defined]
+        }
+        self._buffers = [{key: array[turn] for key, array in both.items()} for turn in (0, 1)]
+        self._hold("prior_weights", env.prior)
+        self._reals = self._hold("said_reals", np.zeros((SAID_REALS + len(self._weights), n)))
+        self._longs = self._hold("said_longs", np.zeros((SAID_LONGS, n), np.int64))
+        self._longs[[SAID_ANSWERED, SAID_ASKED]] = -1
+        self._office["num_envs"], self._office["num_sizes"] = n, len(sizes)
+        self._office["num_prior"], self._office["num_allowed"] = len(env.prior), int(sizes.sum())
 
     # ---- what came of the last call -----------------------------------------------------------------------
 
@@ -86,16 +113,17 @@ class Fleet:
     @property
     def rewards(self) -> NDArray[np.float64]:
         """(N,) of the last step."""
-        return self._seats["reward"].copy()
+        return self._reals[SAID_REWARD].copy()
 
     def terms(self) -> dict[str, NDArray[np.float64]]:
         """(N,) weighted terms by name, whose sum is the reward."""
-        return {TERMS[c]: weight * self._seats["terms"][:, c] for c, weight in self._weights}
+        rows = self._reals[SAID_REALS:].copy()
+        return {TERMS[c]: row for (c, _), row in zip(self._weights, rows)}
 
     @property
     def over(self) -> NDArray[np.bool_]:
         """(N,) the episode has ended."""
-        return self._seats["over"] != 0
+        return self._longs[SAID_OVER] != 0
 
     @property
     def any_over(self) -> bool:
@@ -105,22 +133,22 @@ class Fleet:
     @property
     def elapsed_s(self) -> NDArray[np.float64]:
         """(N,) simulated time of the last step."""
-        return self._seats["elapsed_s"].copy()
+        return self._reals[SAID_ELAPSED].copy()
 
     @property
     def asked(self) -> NDArray[np.int64]:
         """(N,) the pending decision, -1 where there is none."""
-        return self._seats["asked"].copy()
+        return self._longs[SAID_ASKED].copy()
 
     @property
     def answered(self) -> NDArray[np.int64]:
         """(N,) the decision that the last action answered."""
-        return self._seats["answered"].copy()
+        return self._longs[SAID_ANSWERED].copy()
 
     @property
     def invalid_actions(self) -> NDArray[np.int64]:
         """(N,) actions of the episode so far that were not allowed as they came."""
-        return self._seats["invalid"].copy()
+        return self._longs[SAID_INVALID].copy()
 
     def action_masks(self) -> NDArray[np.bool_]:
         """(N, A) which actions are allowed now, a row as of `SchedulingEnv.action_masks`."""
@@ -216,8 +244,8 @@ class Fleet:
                 f"actions of shape {array.shape} and type {array.dtype}: expected integers of shape "
                 f"{self._action_shape}"
             )
-        self._actions[:, : len(self._sizes)] = array.reshape(self.num_envs, -1)
-        bad = find_bad(self._address, self._actions, self._sizes)
+        self._actions[:, : self._numbers] = array.reshape(self.num_envs, -1)
+        bad = find_bad(self._office.ctypes.data)
         if bad >= 0:
             raise ActionError(f"action {array[bad]!r} of environment {bad} is not in {self.env.action_space}")
         going = self._all
@@ -235,7 +263,7 @@ class Fleet:
     def _copy_others(self, places: NDArray[np.int64]) -> None:
         """Take the other buffer; environments that are not stepped keep their observation."""
         before = self._buffers[self._turn]
-        self._turn = 1 - self._turn
+        self._office["turn"] = self._turn = 1 - self._turn
         if len(places) < self.num_envs:
             others = np.setdiff1d(np.arange(self.num_envs), places)
             for key, array in self._buffers[self._turn].items():
@@ -284,30 +312,16 @@ class Fleet:
 
     def _run(self, places: NDArray[np.int64]) -> None:
         """Step the environments in `places` to their next question, growing what is too small on the way."""
-        lacking, ended = self._threads.map(self._step_some, places)
+        lacking, ended = self._step(places)
         while lacking:
             left = np.flatnonzero(self._seats["why"])
             for i in left.tolist():
                 self._engines[i].grow(int(self._seats["why"][i]))
-            lacking, more = self._threads.map(self._step_some, left)
+            lacking, more = self._step(left)
             ended += more
-        self._ended = ended > 0 or (len(places) < self.num_envs and bool(self._seats["over"].any()))
+        self._ended = ended > 0 or (len(places) < self.num_envs and bool(self._longs[SAID_OVER].any()))
 
-    def _step_some(self, thread: int, places: NDArray[np.int64]) -> tuple[int, int]:
-        """What `step_seats` returns for these environments."""
-        seen = self.observations
-        found: tuple[int, int] = step_seats(
-            self._address,
-            places,
-            self._office_address,
-            self._actions,
-            seen["machines"],
-            seen["cluster"],
-            seen["request"],
-            seen["mask"],
-            seen.get("prior", self._no_prior),
-            self.env.prior,
-            self._allowed,
-            self._scratch[thread],
-        )
-        return found
+    def _step(self, places: NDArray[np.int64]) -> tuple[int, int]:
+        """See `Threads.run`."""
+        self._places[: len(places)] = places
+        return self._threads.run(len(places))

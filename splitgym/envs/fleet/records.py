@@ -73,10 +73,38 @@ OFFICE = np.dtype(
         ("num_terms", np.int64),  # of the reward: columns and weights in the order of its sum
         ("columns", np.int64, (len(TERMS),)),
         ("weights", np.float64, (len(TERMS),)),
+        # Arrays that the fleet keeps, by address; those of observations twice, for turn 0 and 1.
+        *(
+            (name, np.int64)
+            for name in (
+                "seats",  # (N,) `SEAT`
+                "places",  # (N,) int64: environments to step
+                "actions",  # (N, 3) int64
+                "sizes",  # (num_sizes,) int64: numbers that an action chooses among
+                "machines",  # (2, N, M, F) float32
+                "cluster",  # (2, N, G) float32
+                "request",  # (2, N, R) float32
+                "mask",  # (2, N, M) float32
+                "prior",  # (2, N, M, 3) float32
+                "prior_weights",  # (num_prior,) float64
+                "allowed",  # (N, num_allowed) uint8: the next action masks
+                "said_reals",  # (SAID_REALS + num_terms, N) float64, see below
+                "said_longs",  # (SAID_LONGS, N) int64
+                "num_envs",
+                "num_sizes",
+                "num_prior",
+                "num_allowed",
+                "turn",
+            )
+        ),
     ],
     align=True,
 )
 """What the environments of a fleet share."""
+
+# Rows of what a step says of each environment: reals, then the weighted terms; and whole numbers.
+SAID_REWARD, SAID_ELAPSED, SAID_REALS = range(3)
+SAID_ANSWERED, SAID_ASKED, SAID_INVALID, SAID_OVER, SAID_LONGS = range(5)
 
 seat_at: Any = record_reader(SEAT)
 office_at: Any = record_reader(OFFICE)

@@ -1,74 +1,110 @@
-"""A few threads that share out short pieces of compiled work, with less ado than a pool of futures."""
+"""Threads that step a fleet's environments together, see `splitgym.envs.fleet.rounds`."""
 
 import os
 import threading
-from collections.abc import Callable
-from queue import SimpleQueue
+import time
+import weakref
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Places = NDArray[np.int64]
-Counts = tuple[int, int]
-Work = Callable[[int, Places], Counts]
+from splitgym.envs.fleet import rounds
+from splitgym.sim.compiled.reach import IN_PYTHON
 
 LEAST_SHARE = 16
-"""Places a thread: fewer are done before another thread has woken up."""
+"""Environments a thread: fewer are done before another thread has woken up."""
+
+NAME = "splitgym-fleet"
+"""Of the threads."""
+
+SPIN_S = 100e-6
+"""A thread looks out for the next round for so long before it sleeps."""
+
+_LOOKS = 100_000
 
 
 class Threads:
-    """Runs `work(thread, places)` on equal shares of places. The calling thread takes one share itself.
+    """Runs rounds. The calling thread takes part.
 
     Args:
+        office: (1,) `OFFICE` record of the fleet.
         most: there is no use for more threads than this.
         count: None is one a core.
     """
 
-    def __init__(self, most: int, count: int | None = None) -> None:
-        self.count = max(1, min(most, count or os.cpu_count() or 1))
-        self._orders: list[SimpleQueue[Any]] = []
-        self._answers: SimpleQueue[Counts | BaseException] = SimpleQueue()
+    def __init__(self, office: NDArray[Any], most: int, count: int | None = None) -> None:
+        self.count = 1 if IN_PYTHON else max(1, min(most, count or os.cpu_count() or 1))
+        self._office = office
+        self._wakers: list[threading.Semaphore] = []
+        self._shared = np.zeros(0, np.int64)
 
-    def map(self, work: Work, places: Places) -> Counts:
-        """Run and wait. Returns the sums of what the shares return.
+    def run(self, count: int) -> tuple[int, int]:
+        """Step the first `count` of the office's places.
 
-        What a share raises is raised here, when all have ended.
+        Returns:
+            (environments whose simulation lacks something, environments that are over) of these.
         """
-        share = max(LEAST_SHARE, -(-len(places) // self.count))
-        others = range(share, len(places), share)
-        self._hire(len(others))
-        for thread, (order, start) in enumerate(zip(self._orders, others), 1):
-            order.put((work, thread, places[start : start + share]))
-        found: list[Counts | BaseException] = [_done(work, 0, places[:share])]
-        found += [self._answers.get() for _ in others]
-        first, second = 0, 0
-        for counts in found:
-            if isinstance(counts, BaseException):
-                raise counts
-            first, second = first + counts[0], second + counts[1]
-        return first, second
+        wanted = max(1, min(self.count, count // LEAST_SHARE))
+        if wanted > len(self._wakers) + 1 or not len(self._shared):
+            self._hire(wanted)
+        threads = len(self._wakers) + 1
+        shared, office = self._shared.ctypes.data, self._office.ctypes.data
+        asleep = rounds.lead(office, shared, count, threads, wanted)
+        if asleep >= 0:
+            for thread, waker in enumerate(self._wakers, 1):
+                if asleep >> thread & 1:
+                    waker.release()
+            while not rounds.finish(office, shared, threads, 1 << 12):
+                time.sleep(0)  # the others may need this core
+        return int(self._shared[rounds.LACKING]), int(self._shared[rounds.OVER])
 
     def close(self) -> None:
-        """End the threads; a later `map` starts new ones."""
-        for order in self._orders:
-            order.put(None)
-        self._orders = []
+        """End the threads; a later `run` starts new ones."""
+        if len(self._shared):
+            self._end()
+        self._wakers, self._shared = [], np.zeros(0, np.int64)
 
     def _hire(self, number: int) -> None:
-        while len(self._orders) < number:
-            order: SimpleQueue[Any] = SimpleQueue()
-            threading.Thread(target=_serve, args=(order, self._answers), daemon=True).start()
-            self._orders.append(order)
+        """Start threads anew, so that there are `number` of them."""
+        self.close()
+        self._shared = shared = np.zeros(rounds.ROOM + rounds.THREAD_ROOM * number, np.int64)
+        self._wakers = [threading.Semaphore(0) for _ in range(1, number)]
+        self._end = weakref.finalize(self, _dismiss, shared, self._wakers)
+        if self._wakers:  # compile here: a thread that compiles cannot be ended
+            shared[rounds.OPEN] = rounds.CLOSED
+            rounds.serve(self._office.ctypes.data, shared.ctypes.data, 1, number, 1)
+            shared[rounds.OPEN] = 0
+        for thread, waker in enumerate(self._wakers, 1):
+            shared[rounds.of_thread(thread, rounds.ASLEEP)] = 1
+            given = (self._office, shared, thread, number, waker, _patience(shared))
+            threading.Thread(target=_serve, args=given, name=NAME, daemon=True).start()
 
 
-def _done(work: Work, thread: int, share: Places) -> Counts | BaseException:
-    try:
-        return work(thread, share)
-    except BaseException as error:
-        return error
+def _patience(shared: NDArray[np.int64]) -> int:
+    """Looks at a shared number that take `SPIN_S`."""
+    rounds.look_out(shared.ctypes.data, 1)
+    start = time.thread_time()
+    rounds.look_out(shared.ctypes.data, _LOOKS)
+    spent = time.thread_time() - start
+    return int(min(max(SPIN_S / max(spent, 1e-9), 1e-3), 10.0) * _LOOKS)
 
 
-def _serve(orders: SimpleQueue[Any], answers: SimpleQueue[Counts | BaseException]) -> None:
-    while (order := orders.get()) is not None:
-        answers.put(_done(*order))
+def _dismiss(shared: NDArray[np.int64], wakers: list[threading.Semaphore]) -> None:
+    shared[rounds.OPEN] = rounds.CLOSED
+    for waker in wakers:
+        waker.release()
+
+
+def _serve(
+    office: NDArray[Any],
+    shared: NDArray[np.int64],
+    thread: int,
+    threads: int,
+    waker: threading.Semaphore,
+    patience: int,
+) -> None:
+    """A thread's life. It holds the arrays that it reads."""
+    waker.acquire()
+    while rounds.serve(office.ctypes.data, shared.ctypes.data, thread, threads, patience):
+        waker.acquire()

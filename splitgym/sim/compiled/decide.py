@@ -8,6 +8,7 @@ from splitgym.schedulers.sizing import Ewma, Reactive, Static, ewma_kernel, reac
 from splitgym.schedulers.sizing_net import SizingNet, sizing_net_kernel
 from splitgym.schedulers.splitwise import Splitwise, splitwise_kernel
 from splitgym.sim.compiled.board import max_tokens_of, post_touched, splitwise_route
+from splitgym.sim.compiled.observed import look
 from splitgym.sim.compiled.pools import hold, resize
 from splitgym.sim.compiled.requests import route
 from splitgym.sim.compiled.show import *
@@ -33,11 +34,14 @@ ROUTING_KINDS = (
 """Schedulers that run inside the engine; the place is what a simulation's `routing` holds."""
 SIZING_KINDS = (Static, Reactive, Ewma, SizingNet)
 
-SPLITWISE, INDEX, RESIDUAL = 1, 2, 3
+SPLITWISE, INDEX, RESIDUAL, OBSERVED = 1, 2, 3, 4
+"""OBSERVED: compiled code is asked, and looks at what `observed` keeps. Others are schedulers."""
 
 
-def fast_form(routing: object) -> int:
+def fast_form(routing: object, observed: bool = False) -> int:
     """Which scheduler with a form of its own here a simulation uses, by the constants above; 0 for none."""
+    if routing is None and observed:
+        return OBSERVED
     if type(routing) is Splitwise:
         return 0 if routing.oracle else SPLITWISE
     return {Index: INDEX, Residual: RESIDUAL}.get(type(routing), 0)
@@ -107,6 +111,8 @@ def bring_up(sim):
     """Make true what the routing scheduler looks at."""
     if sim.fast == SPLITWISE:
         post_touched(sim)
+    elif sim.fast == OBSERVED:
+        look(sim)
     elif sim.fast:
         lay_touched(sim)
     else:
@@ -172,7 +178,7 @@ def control(sim):
     bring_up(sim)
     sample(sim)
     sim.decisions += 1
-    if sim.fast and sim.sizing:
+    if sim.fast and sim.fast != OBSERVED and sim.sizing:
         refresh_all(sim)
     if sim.sizing > 0:
         params = reals(sim.sizing_params, sim.num_sizing_params)

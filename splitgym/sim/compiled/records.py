@@ -141,7 +141,7 @@ HEAD = np.dtype(
             (LONG, "knot_tokens knot_ns knot_counts token_base token_slope mixed_factor"),
             (LONG, "routing_params routing_state sizing_params sizing_state"),
             (LONG, "board_pending board_least board_expected board_requests"),
-            (LONG, "lanes lane_steps lane_least lane_scratch"),
+            (LONG, "lanes lane_steps lane_least lane_scratch shown"),
             # The view's constants.
             (LONG, "view_overlap_min"),
             (REAL, "ttft_slo tbt_slo"),

@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from splitgym.cluster import Cluster
 from splitgym.errors import TraceError
+from splitgym.observation import rows
 from splitgym.schedulers.choose import PAIR_ROWS
-from splitgym.schedulers.lanes import BLOCK, LANES, lanes_of
+from splitgym.schedulers.lanes import BLOCK, LANES, lanes_of, num_blocks
 from splitgym.schedulers.network import NETWORK_SCRATCH
 from splitgym.sim.compiled import board, decide, loop, show
 from splitgym.sim.compiled import records as rec
@@ -44,6 +45,7 @@ class Arrays:
         record: keep a log of all events.
         streaming: `trace` holds the first requests, others are fed later, and what has finished is drained;
             `outcomes` then holds the machines' totals only.
+        slots: room for so many requests in flight from the start.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Arrays:
         options: tuple[NDArray[Any], ...],
         record: bool = False,
         streaming: bool = False,
+        slots: int = 0,
     ):
         self.cluster = cluster
         self._streaming = streaming
@@ -64,7 +67,7 @@ class Arrays:
         self._kept: dict[str, NDArray[Any]] = {}
         self._set_rules(record, kinds)
         self._set_machines()
-        self._set_requests(trace)
+        self._set_requests(trace, slots)
         self._set_tables(watts)
         self._set_view()
         for name, array in zip(
@@ -168,7 +171,7 @@ class Arrays:
         self._keep("wake_list", np.zeros(count, rec.SHORT))
         self._keep("reached", np.zeros(count, rec.SHORT))
 
-    def _set_requests(self, trace: Trace) -> None:
+    def _set_requests(self, trace: Trace, slots: int) -> None:
         count = len(trace)
         if self._streaming:
             rows = DRAINED_ROWS + self.cluster.config.batching.max_tasks
@@ -177,7 +180,7 @@ class Arrays:
             self.feed(trace)
         else:
             self._set_outcomes(trace)
-        self._set_slots(min(FIRST_SLOTS, count + 1))
+        self._set_slots(min(max(FIRST_SLOTS, slots), count + 1))
         heap_rows = 8 * (int(self.sim["num_slots"]) + self.cluster.num_machines) + 1024
         self._keep("heap", np.zeros(heap_rows, rec.EVENT))
         self._set(heap_rows=heap_rows)
@@ -250,6 +253,10 @@ class Arrays:
         self._kept["machines"]["touched"] = 1
         self._kept["touched_list"][:] = np.arange(count)
         self._set(touched=count)
+        if fast == decide.OBSERVED:
+            lanes = self._keep("lanes", np.empty(num_blocks(count) * rows.SEEN_BLOCK))
+            shown = self._keep("shown", np.zeros((count, rows.NUM_FEATURES), np.float32))
+            rows.lay_all(self.cluster.blank, lanes, shown)
         if fast not in (decide.INDEX, decide.RESIDUAL):
             return
         blocks = self._keep("lanes", lanes_of(self.cluster.blank))

@@ -133,22 +133,41 @@ def settle_ended(sim):
 
 
 @compiled
-def refresh(sim):
-    """Make the view true as of now: the machines that were touched since the last time."""
+def weigh_touched(sim):
+    """First part of showing what was touched since the last time. Returns whether the masks have changed."""
     settle_ended(sim)
     for i in range(sim.touched):
         weigh(sim, machine_at(sim, short_at(sim.touched_list, i)))
     masks = confined(sim)
-    if masks != sim.masks:
-        sim.masks = masks
+    changed = masks != sim.masks
+    sim.masks = masks
+    return changed
+
+
+@compiled
+def touched_machine(sim, i):
+    """A machine that was touched; it is about to be shown."""
+    machine = machine_at(sim, short_at(sim.touched_list, i))
+    machine.touched = 0
+    return machine
+
+
+@compiled
+def none_touched(sim):
+    """Last part: all that was touched is shown."""
+    sim.touched = 0
+    sim.can_route = sim.up_prompt + sim.up_token + sim.up_mixed
+
+
+@compiled
+def refresh(sim):
+    """Make the view true as of now: the machines that were touched since the last time."""
+    if weigh_touched(sim):
         for m in range(sim.num_machines):
             show_flags(sim, machine_at(sim, m))
     for i in range(sim.touched):
-        machine = machine_at(sim, short_at(sim.touched_list, i))
-        machine.touched = 0
-        show(sim, machine)
-    sim.touched = 0
-    sim.can_route = sim.up_prompt + sim.up_token + sim.up_mixed
+        show(sim, touched_machine(sim, i))
+    none_touched(sim)
 
 
 @compiled

@@ -33,10 +33,9 @@ def lay_closed(sim, machine):
 
 
 @compiled
-def lay(sim, machine):
-    """Write what has changed of a machine."""
-    block, j = machine.index // LANES, machine.index % LANES
-    b = reals(sim.lanes + 8 * BLOCK * block, BLOCK)
+def lay_into(sim, machine, b):
+    """Write what has changed of a machine into its block."""
+    j = machine.index % LANES
     lay_prompts(
         b,
         j,
@@ -59,26 +58,24 @@ def lay(sim, machine):
         machine.inbound_prompt_tokens,
         machine.kv_used_tokens,
     )
+
+
+@compiled
+def lay(sim, machine):
+    """Write what has changed of a machine."""
+    lay_into(sim, machine, reals(sim.lanes + 8 * BLOCK * (machine.index // LANES), BLOCK))
     lay_closed(sim, machine)
 
 
 @compiled
 def lay_touched(sim):
     """Bring the blocks up to date."""
-    settle_ended(sim)
-    for i in range(sim.touched):
-        weigh(sim, machine_at(sim, short_at(sim.touched_list, i)))
-    masks = confined(sim)
-    if masks != sim.masks:
-        sim.masks = masks
+    if weigh_touched(sim):
         for m in range(sim.num_machines):
             lay_closed(sim, machine_at(sim, m))
     for i in range(sim.touched):
-        machine = machine_at(sim, short_at(sim.touched_list, i))
-        machine.touched = 0
-        lay(sim, machine)
-    sim.touched = 0
-    sim.can_route = sim.up_prompt + sim.up_token + sim.up_mixed
+        lay(sim, touched_machine(sim, i))
+    none_touched(sim)
 
 
 @with_schedulers
