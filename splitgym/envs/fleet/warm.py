@@ -9,6 +9,7 @@ from splitgym import schedulers
 from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig
 from splitgym.envs.fleet.fleet import Fleet
+from splitgym.envs.fleet.threads import LEAST_SHARE
 from splitgym.envs.routing import RoutingEnv
 from splitgym.sim import make_engine
 from splitgym.trace import Trace
@@ -48,7 +49,8 @@ def warm() -> Iterator[str]:
     env = RoutingEnv(episode_s=2.0, warmup_s=0.0)
     observation, _ = env.reset(seed=0)
     env.step(np.array([0, 5]))
-    fleet = Fleet(RoutingEnv(episode_s=2.0, warmup_s=0.0), 1)
-    fleet.begin(np.arange(1), {0: 0})
-    fleet.step(np.array([[0, 5]]))
+    count = 2 * LEAST_SHARE  # so many that two threads are worth while
+    fleet = Fleet(RoutingEnv(episode_s=2.0, warmup_s=0.0), count)
+    fleet.begin(np.arange(count), {i: i for i in range(count)})
+    fleet.step(np.tile([0, 5], (count, 1)))
     fleet.close()
