@@ -193,6 +193,54 @@ def test_the_kubernetes_manifest_holds_a_configuration_that_the_router_takes(tmp
     assert ports == {config.listen.port, config.admin.port}
 
 
+MANIFEST = ROOT / "examples" / "kubernetes" / "splitgym.yaml"
+
+
+@pytest.mark.parametrize(
+    "part", list(yaml.safe_load_all(MANIFEST.read_text())), ids=lambda part: part["kind"]
+)
+def test_the_kubernetes_manifest_obeys_the_schemas(part: dict[str, Any]) -> None:
+    """Kubernetes' own, in which an unknown key is an error; there is no cluster here."""
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    newest = kubernetes_validate.latest_version()
+    kubernetes_validate.validate(part, newest, strict=True)
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate({**part, "replicaz": 1}, newest, strict=True)
+
+
+def test_the_parts_of_the_kubernetes_manifest_find_each_other() -> None:
+    """Selectors, ports, volumes and secrets: what a schema cannot tell, and a cluster would."""
+    found = list(yaml.safe_load_all(MANIFEST.read_text()))
+    names = {
+        kind: {p["metadata"]["name"] for p in found if p["kind"] == kind}
+        for kind in {p["kind"] for p in found}
+    }
+    pods = {p["metadata"]["name"]: p["spec"] for p in found if p["kind"] in ("Deployment", "StatefulSet")}
+    labels = [spec["template"]["metadata"]["labels"] for spec in pods.values()]
+    for name, spec in pods.items():
+        assert spec["selector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items(), name
+        pod = spec["template"]["spec"]
+        volumes = {v["name"]: v for v in pod.get("volumes", ())}
+        claims = {claim["metadata"]["name"] for claim in spec.get("volumeClaimTemplates", ())}
+        for container in pod["containers"]:
+            mounted = {mount["name"] for mount in container.get("volumeMounts", ())}
+            assert mounted <= volumes.keys() | claims, name
+            ports = {port.get("name", port["containerPort"]) for port in container.get("ports", ())}
+            for probe in ("readinessProbe", "livenessProbe", "startupProbe"):
+                if probe in container:
+                    assert container[probe]["httpGet"]["port"] in ports | {
+                        port["containerPort"] for port in container["ports"]
+                    }
+        for volume in volumes.values():
+            if "configMap" in volume:
+                assert volume["configMap"]["name"] in names["ConfigMap"]
+        if "serviceName" in spec:
+            assert spec["serviceName"] in names["Service"], "a StatefulSet's pods are named by its service"
+    for service in (p for p in found if p["kind"] == "Service"):
+        chosen = service["spec"]["selector"]
+        assert any(chosen.items() <= label.items() for label in labels), service["metadata"]["name"]
+
+
 def test_the_docstring_of_the_environment_has_the_shapes_of_its_space() -> None:
     from splitgym.envs import RoutingEnv
     from splitgym.observation import observation_space

@@ -8,7 +8,7 @@ import pytest
 
 from splitgym.errors import TraceError
 from splitgym.trace import Trace, load, load_file, save
-from splitgym.trace.describe import describe
+from splitgym.trace.describe import describe, plot
 from splitgym.trace.fitting import fit
 from splitgym.trace.statistics import counts, dispersion, lag_correlation, two_sample, two_samples
 from splitgym.trace.synth import from_tables
@@ -143,3 +143,15 @@ def test_a_picture_of_any_trace(tmp_path: Path) -> None:
     ):
         plot(trace, tmp_path / f"{number}.png")
         assert (tmp_path / f"{number}.png").stat().st_size > 5_000
+
+
+def test_describing_drawing_and_fitting_say_how_far_they_are(tmp_path: Path) -> None:
+    """To the end, step by step, with the same total: so the bar knows the time left."""
+    trace = load("azure-conv-synth")
+    told: dict[str, list[tuple[int, ...]]] = {"describe": [], "plot": [], "fit": []}
+    describe(trace, lambda *step: told["describe"].append(step))
+    plot(trace, tmp_path / "x.png", lambda *step: told["plot"].append(step))
+    fit(trace, "x", lambda *step: told["fit"].append(step))
+    for name, seen in told.items():
+        total = seen[0][1]
+        assert seen == [(done, total) for done in range(1, total + 1)] and total > 1, name

@@ -14,6 +14,7 @@ from splitgym.cli.options import (
     progress,
     reading,
     refuse_to_replace,
+    steps,
 )
 from splitgym.errors import ConfigError
 
@@ -48,13 +49,13 @@ def trace_describe(
         refuse_to_replace(plot, force, "--plot")
     with reading([Path(name)]) as tell:
         trace = load(name, progress=tell)
-    with progress("describing", None):
-        found = describe(trace)
+    with steps("describing") as tell_steps:
+        found = describe(trace, tell_steps)
     print(json.dumps(found, indent=1) if as_json else "\n".join(f"{k}: {v}" for k, v in found.items()))
     if plot is not None:
         make_folder(plot.parent, "--plot")
-        with progress("drawing", None):
-            draw(trace, plot)
+        with steps("drawing") as tell_steps:
+            draw(trace, plot, tell_steps)
 
 
 def trace_synth(
@@ -91,16 +92,19 @@ def trace_synth(
             refuse_to_replace(tables, force, "--tables")
         with reading([Path(source)]) as tell:
             original = load(source, progress=tell)
-        with progress("fitting", None) as (bar, task):
-            fitted = fit(original, name)
+        with steps("fitting") as tell_steps:
+            fitted = fit(original, name, tell_steps)
     seconds = duration or float(fitted["fitted_to"]["duration_s"])
-    made = from_tables(fitted, seconds, seed)
+    with steps("generating and checking") as tell_steps:
+        tell_steps(0, 2)
+        made = from_tables(fitted, seconds, seed)
+        tell_steps(1, 2)
+        checks = two_samples(original, made) if original is not None else []
     make_folder(out.parent)
     save(made, out)
     if tables is not None:
         make_folder(tables.parent, "--tables")
         tables.write_text(tables_text(fitted))
-    checks = two_samples(original, made) if original is not None else []
     if as_json:
         found = {"trace": str(out), "requests": len(made), "check": [check._asdict() for check in checks]}
         print(json.dumps(found, indent=1).replace("NaN", "null"))

@@ -126,6 +126,15 @@ def reading(
         yield lambda done: bar.update(task, completed=done)
 
 
+@contextmanager
+def steps(
+    text: str, kept: str = "nothing was written", show: bool = True
+) -> Iterator[Callable[[int, int], None]]:
+    """A bar for what says itself how far it is: what it gives is told (steps done, steps in all)."""
+    with progress(text, None, kept, show) as (bar, task):
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 def words(text: str) -> list[str]:
     """The words of a comma-separated list."""
     return [word.strip() for word in text.split(",") if word.strip()]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -26,12 +27,15 @@ LEAST_MINUTES = 10  # fewer do not tell how a rate walks
 TUNE_REQUESTS = 400_000
 
 
-def fit(trace: Trace, name: str) -> dict[str, Any]:
+def fit(
+    trace: Trace, name: str, progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
     """The tables of a generator for a trace of the user's own.
 
     Args:
         trace: with at least 100 requests, not all at one time.
         name: of the generator, and of the traces that it makes.
+        progress: called with (steps done, steps in all).
 
     Raises:
         TraceError: the trace is too short to fit.
@@ -42,10 +46,14 @@ def fit(trace: Trace, name: str) -> dict[str, Any]:
             f"to at least {LEAST_REQUESTS} that do not all arrive at once"
         )
     mean_gap_s = trace.duration_s / len(trace)
-    found = [
-        _fit(trace, name, silence_s) for silence_s in {SILENCE_S, max(SILENCE_S, LONG_GAPS * mean_gap_s)}
-    ]
-    return min(found, key=lambda fitted: _distance(fitted, trace))
+    silences = sorted({SILENCE_S, max(SILENCE_S, LONG_GAPS * mean_gap_s)})
+    found: list[tuple[float, dict[str, Any]]] = []
+    for done, silence_s in enumerate(silences):
+        fitted = _fit(trace, name, silence_s)
+        progress(2 * done + 1, 2 * len(silences))
+        found.append((_distance(fitted, trace), fitted))
+        progress(2 * done + 2, 2 * len(silences))
+    return min(found, key=lambda pair: pair[0])[1]
 
 
 def _fit(trace: Trace, name: str, silence_s: float) -> dict[str, Any]:
