@@ -200,6 +200,7 @@ async def test_a_client_that_goes_cancels_its_request():
         await client.until(lambda: a.cancelled == 1)
         await client.until(lambda: client.router.parts.active == 0)
         parts = client.router.parts
+        parts.settle()
         assert parts.metrics.requests["/v1/completions", "disconnected"] == 2
         assert not parts.state.busy(0) and not parts.state.busy(1)
         assert all(server.active == 0 for server in parts.servers)

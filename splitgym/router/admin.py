@@ -101,6 +101,7 @@ class Admin:
     def state(self) -> dict[str, Any]:
         """What the status page shows."""
         parts = self._parts
+        parts.settle()
         decisions, now_s = parts.decisions, parts.now_s()
         parts.state.refresh()
         return {

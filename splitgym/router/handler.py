@@ -59,7 +59,7 @@ class Handler:
             raise
         finally:
             record.end_s = call.since_s
-            asyncio.get_running_loop().call_soon(parts.finish, record)
+            parts.finish(record)
 
     def _accept(self, request: Request) -> Call:
         """Parse the request; count it."""

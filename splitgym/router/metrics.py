@@ -75,6 +75,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """Prometheus text."""
+        self._parts.settle()
         return generate_latest(self._registry)
 
 

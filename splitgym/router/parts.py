@@ -21,6 +21,8 @@ from splitgym.router.upstream import Upstream
 from splitgym.slo import is_good
 from splitgym.types import NS_PER_S, to_ns
 
+_SETTLE_S = 0.005
+
 
 class Parts:
     """Everything that a running router holds. Make it inside a running loop (`open`).
@@ -53,6 +55,9 @@ class Parts:
         self.window = Window()
         self.metrics = Metrics(self)
         self.active = 0
+        self._ended: list[Record] = []
+        self._settling: asyncio.TimerHandle | None = None
+        self.log.before_event = self.settle
 
     def _warm(self, cluster: Cluster, deciders: Deciders) -> None:
         """Go through a request once, so that none waits for the compiler."""
@@ -118,6 +123,7 @@ class Parts:
     async def close(self) -> None:
         """Connections and the log."""
         await self.upstream.close()
+        self.settle()
         self.log.close()
 
     def now_s(self) -> float:
@@ -129,10 +135,23 @@ class Parts:
         return self.servers[index].name if 0 <= index < len(self.servers) else str(index)
 
     def finish(self, record: Record) -> None:
-        """A request is over: judge it, count it, log it."""
-        self._judge(record)
-        self.metrics.count(record)
-        self.log.write(record.as_dict())
+        """A request is over. It is judged, counted and logged a little later, with others: that costs less,
+        and no request waits for it.
+        """
+        self._ended.append(record)
+        if len(self._ended) == 1:
+            self._settling = asyncio.get_running_loop().call_later(_SETTLE_S, self.settle)
+
+    def settle(self) -> None:
+        """Judge, count and log what has ended so far; whoever reads accounts asks for it first."""
+        if self._settling is not None:
+            self._settling.cancel()
+            self._settling = None
+        ended, self._ended = self._ended, []
+        for record in ended:
+            self._judge(record)
+            self.metrics.count(record)
+            self.log.write(record.as_dict())
 
     def _judge(self, record: Record) -> None:
         """Was it good? Only a complete stream shows its first token."""

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -111,6 +112,8 @@ class DecisionLog:
         self._size = 0
         self._header: dict[str, Any] | None = None
         self.lost = 0
+        self.before_event: Callable[[], None] | None = None
+        """Brings what happened earlier into the log."""
         if config.path is not None:
             try:
                 self._open()
@@ -145,6 +148,8 @@ class DecisionLog:
 
     def event(self, kind: str, **fields: Any) -> None:
         """Add a line that is no request: the start, a policy, a role change."""
+        if self.before_event is not None:
+            self.before_event()
         self.write({"v": LOG_VERSION, "event": kind, "unix_s": round(time.time(), 6), **fields})
 
     def begin(self, **fields: Any) -> None:
