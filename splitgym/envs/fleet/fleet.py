@@ -64,6 +64,7 @@ class Fleet:
         self._ended_sums = np.zeros(len(TERMS))
         self._seats = np.zeros(n, SEAT)
         self._office = make_office(env)
+        self._office_at, self._turn_at = self._office.ctypes.data, self._office["turn"]
         self._held: dict[str, NDArray[Any]] = {}
         self._hold("seats", self._seats)
         self._places = self._hold("places", np.zeros(n, np.int64))
@@ -245,7 +246,7 @@ class Fleet:
                 f"{self._action_shape}"
             )
         self._actions[:, : self._numbers] = array.reshape(self.num_envs, -1)
-        bad = find_bad(self._office.ctypes.data)
+        bad = find_bad(self._office_at)
         if bad >= 0:
             raise ActionError(f"action {array[bad]!r} of environment {bad} is not in {self.env.action_space}")
         going = self._all
@@ -263,7 +264,7 @@ class Fleet:
     def _copy_others(self, places: NDArray[np.int64]) -> None:
         """Take the other buffer; environments that are not stepped keep their observation."""
         before = self._buffers[self._turn]
-        self._office["turn"] = self._turn = 1 - self._turn
+        self._turn_at[0] = self._turn = 1 - self._turn
         if len(places) < self.num_envs:
             others = np.setdiff1d(np.arange(self.num_envs), places)
             for key, array in self._buffers[self._turn].items():
