@@ -60,7 +60,7 @@ class ListenConfig:
     """PEM file of the certificate's key."""
     max_body_bytes: int = Field(default=16 << 20, ge=1024)
     max_header_bytes: int = Field(default=16 << 10, ge=1024)
-    """Of one header line, and of the request line."""
+    """Of one header line, and of the request line; all lines of a head may have four times that."""
     max_connections: int = Field(default=4096, ge=1)
 
 
