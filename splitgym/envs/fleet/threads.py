@@ -18,8 +18,11 @@ LEAST_SHARE = 16
 NAME = "splitgym-fleet"
 """Of the threads."""
 
-SPIN_S = 100e-6
+SPIN_S = 50e-6
 """A thread looks out for the next round for so long before it sleeps."""
+
+YIELDS = 8
+"""Who has finished yields to the others so many times before it sleeps, too."""
 
 _LOOKS = 100_000
 
@@ -55,8 +58,10 @@ class Threads:
             for thread, waker in enumerate(self._wakers, 1):
                 if asleep >> thread & 1:
                     waker.release()
+            waits = 0
             while not rounds.finish(office, shared, threads, 1 << 12):
-                time.sleep(0)  # the others may need this core
+                time.sleep(0.0 if waits < YIELDS else SPIN_S)  # the others may need this core
+                waits += 1
         return int(self._shared[rounds.LACKING]), int(self._shared[rounds.OVER])
 
     def close(self) -> None:
