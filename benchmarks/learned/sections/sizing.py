@@ -137,8 +137,8 @@ def sizing(case: Case, bench: Bench) -> Section:
         f"cluster, this router and no delay or one of {TUNED_UP_TO_S:g} s, and so are agents trained; at "
         "longer delays those of that one are run. With no delay the reactive rule's cool-down was then taken "
         f"out. The static row takes the best of {len(case.splits)} splits for each workload and load on "
-        "these very windows. The clairvoyant tries every split on copies of the simulation with the true requests "
-        f"of the next {KNOWN_S:g} s: it cheats and is there as a bound.",
+        "these very windows. The clairvoyant tries every split on copies of the simulation with the true "
+        f"requests of the next {KNOWN_S:g} s: it cheats and is there as a bound.",
     )
     return Section(f"Pool sizing: {case.title}", bench.command, text, tuple(tables), claims(found))
 
