@@ -34,8 +34,9 @@ FIRST, ES_FIRST = "reactive, as CEM left it", "ES sizing from that rule"
 ES, PPO, JOINT = "ES sizing", "PPO sizing", "ES joint"
 RULE_BESIDE, ES_BESIDE = "reactive, tuned, beside pretrained:routing", "ES sizing beside pretrained:routing"
 FREE = "index-tuned, not confined"
-CLAIRVOYANT = "clairvoyant, knows the next 20 s (cheats)"
-KNOWN_S = 20.0
+CLAIRVOYANT = "clairvoyant (cheats)"
+KNOWN_S, ALL_S = 20.0, 1000.0
+"""What it knows of the future: so much with no delay, all of it with one."""
 BASES = {0.0: "sizing-es-first-seed11"}
 """The rule that a clairvoyant follows where no split is better, by delay; elsewhere it holds the split."""
 DEFAULTS = {"reactive, default options": "reactive", "EWMA, default options": "ewma"}
@@ -82,7 +83,9 @@ def _rows(case: Case, delay_s: float) -> dict[str, list[Contender]]:
         for row, sizers in ((RULE_BESIDE, REACTIVE), (ES_BESIDE, ES)):
             rows[row] = [replace(e, name=f"{e.name}, residual", routing=router) for e in rows[sizers]]
     base = weights.read_pair(BASES[delay_s])[1] if delay_s in BASES else static
-    rows[CLAIRVOYANT] = [made(CLAIRVOYANT, None, Clairvoyant(base, KNOWN_S))]
+    known_s = ALL_S if delay_s else KNOWN_S
+    knowing = f"clairvoyant, knows the next {known_s:g} s (cheats)"
+    rows[CLAIRVOYANT] = [made(knowing, None, Clairvoyant(base, known_s))]
     rows[FREE] = [Contender(FREE, schedulers.routing(ROUTER), static, case.config())]
     return {row: entrants for row, entrants in rows.items() if entrants}
 
@@ -146,7 +149,8 @@ def sizing(case: Case, bench: Bench) -> Section:
         "from the rule with the cool-down that CEM left.",
         f"The static row takes the best of {len(case.splits)} splits for each workload and load on these "
         "very windows. The clairvoyant tries every split on copies of the simulation with the true requests "
-        f"of the next {KNOWN_S:g} s: it cheats and is there as a bound.",
+        f"to come: of the next {KNOWN_S:g} s, and of the whole window where switching takes time, since a "
+        "shorter sight moves too often there. It cheats and is there as a bound.",
     )
     return Section(f"Pool sizing: {case.title}", bench.command, text, tuple(tables), claims(found))
 
