@@ -65,10 +65,12 @@ def test_threads_end_with_their_fleet() -> None:
     fleet = make(3)
     fleet.step(np.zeros((7, 2), np.int64))
     assert len(others()) == 2
+    time.sleep(0.2)  # they sleep, and must be woken up to end
     fleet.close()
     assert ended()
     fleet.step(np.zeros((7, 2), np.int64))
     assert len(others()) == 2, "a later step starts new ones"
+    time.sleep(0.2)
     del fleet
     gc.collect()
     assert ended(), "nobody closed it"
