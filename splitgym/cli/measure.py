@@ -60,15 +60,10 @@ def profile_measure(
 
     Example: splitgym profile measure --url http://10.0.0.10:8000 --model llama2-70b --out mine.json --dry-run
     """
-    try:
-        from splitgym.measuring import write
-        from splitgym.measuring.plan import Limits
-        from splitgym.measuring.run import Servers
-    except ModuleNotFoundError as error:
-        need = error.name
-        raise ConfigError(
-            f"`splitgym profile measure` needs {need}: pip install 'splitgym[router]'"
-        ) from None
+    _needs_router()
+    from splitgym.measuring import write
+    from splitgym.measuring.plan import Limits
+    from splitgym.measuring.run import Servers
     from splitgym.profile import measured
     from splitgym.profile.specs import find_machine
 
@@ -91,13 +86,7 @@ def profile_measure(
     refuse_to_replace(out, force)
     make_folder(out.parent)
     path = measurements or out.with_name(out.stem + ".measurements.jsonl")
-    outcome = _run(servers, limits, path, fresh=fresh, shared=shared, look=look)
-    assert outcome.store is not None
-    if outcome.stopped:
-        raise ProfileError(
-            f"{outcome.stopped}: {len(outcome.store.runs)} runs are in {path}, no profile is written yet; "
-            "the same command goes on"
-        )
+    outcome = _whole(_run(servers, limits, path, fresh=fresh, shared=shared, look=look), path)
     found = write.find_model(outcome.about, model, config)
     data, fitted = write.profile_content(
         outcome,
@@ -110,6 +99,32 @@ def profile_measure(
     )
     measured.write(out, data)
     _say(out, data, fitted, outcome, as_json)
+
+
+def _needs_router() -> None:
+    """Say what to install where the [router] extra is missing."""
+    try:
+        import splitgym.measuring.run  # noqa: F401
+    except ModuleNotFoundError as error:
+        need = error.name
+        raise ConfigError(
+            f"`splitgym profile measure` needs {need}: pip install 'splitgym[router]'"
+        ) from None
+
+
+def _whole(outcome: "Outcome", path: Path) -> "Outcome":
+    """An outcome of which nothing is missing.
+
+    Raises:
+        ProfileError: it was stopped early.
+    """
+    assert outcome.store is not None
+    if outcome.stopped:
+        raise ProfileError(
+            f"{outcome.stopped}: {len(outcome.store.runs)} runs are in {path}, no profile is written yet; "
+            "the same command goes on"
+        )
+    return outcome
 
 
 def _run(servers: Any, limits: Any, path: Path | None, **options: Any) -> "Outcome":
