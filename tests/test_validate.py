@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 from splitgym import cli
 from splitgym.evaluation import reference
-from splitgym.evaluation.reference import Case
+from splitgym.evaluation import reference as other
+from splitgym.evaluation.reference import Case, report
 
 MICRO = ("case", "model", "cluster", "request_id", "arrival_timestamp", "prompt_size", "token_size")
 RESULTS = ("ttft_times", "response_times")
@@ -243,3 +245,15 @@ def test_no_folder_named(
     assert "no case has 'nothing'" in validate(folder, "--only", "nothing")[2]
     status, _, err = validate(folder, "--only", "four", "--markdown", str(tmp_path))
     assert status == 2 and "--markdown" in err
+
+
+def test_the_page_is_what_the_command_writes() -> None:
+    """docs/fidelity.md, by rows of its smallest cases; `splitgym validate --markdown` writes all of it."""
+    if not os.environ.get("SPLITGYM_REFERENCE") or not os.environ.get("SPLITGYM_DATA"):
+        pytest.skip("the results of the paper's simulator are not on this machine")
+    cases = other.find_cases(None, "m01") + other.find_cases(None, "m02")
+    tables = other.find_tables(None)
+    page = (Path(__file__).parent.parent / "docs" / "fidelity.md").read_text().splitlines()
+    found = report.markdown([other.compare(case, tables) for case in cases])
+    rows = [row for row in found.splitlines() if "m01" in row or "m02" in row]
+    assert rows and all(row in page for row in rows), "run `splitgym validate --markdown docs/fidelity.md`"
