@@ -141,9 +141,11 @@ class Cluster:
         Raises:
             TraceError: names the first such row and the machine.
         """
-        need = trace.prompt_tokens.astype(np.int64) + trace.output_tokens
         smallest = int(self.kv_capacity_tokens.argmin())
         capacity = int(self.kv_capacity_tokens[smallest])
+        if int(trace.prompt_tokens.max(initial=0)) + int(trace.output_tokens.max(initial=0)) <= capacity:
+            return
+        need = trace.prompt_tokens.astype(np.int64) + trace.output_tokens
         too_large = np.flatnonzero(need > capacity)
         if len(too_large):
             row = int(too_large[0])

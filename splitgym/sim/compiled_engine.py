@@ -21,6 +21,7 @@ from splitgym.schedulers.protocol import RoutingScheduler, SizingScheduler
 from splitgym.sim.compiled import decide, loop
 from splitgym.sim.compiled import state as st
 from splitgym.sim.compiled.simulation import Simulation
+from splitgym.sim.compiled.template import Template
 from splitgym.sim.outcomes import Outcomes
 from splitgym.sim.visibility import check_route
 from splitgym.trace import Trace
@@ -57,7 +58,8 @@ class CompiledEngine:
         self._sizing_kind = _place(sizing, decide.SIZING_KINDS)
         self._routing_arrays = _arrays(routing, self._routing_kind, np.int64, STATE_SIZE)
         self._sizing_arrays = _arrays(sizing, self._sizing_kind, np.float64, SIZING_STATE_SIZE)
-        self._watts = cluster.power_watts
+        kinds = (self._routing_kind, self._sizing_kind)
+        self._template = Template(cluster, cluster.power_watts, kinds, record)
         self._idle_watts = np.array(
             [round(cluster.profile_of(m).idle_power_w) for m in range(cluster.num_machines)], np.int64
         )
@@ -73,16 +75,13 @@ class CompiledEngine:
 
     def _start(self, trace: Trace, seed: int, streaming: bool) -> None:
         self.cluster.check(trace)
-        before = self._started
         self._started = Simulation(
-            self.cluster,
+            self._template,
             trace,
-            self._watts,
-            (self._routing_kind, self._sizing_kind, decide.fast_form(self.routing, self.observed)),
             (*self._routing_arrays, *self._sizing_arrays),
-            self._record,
+            decide.fast_form(self.routing, self.observed),
             streaming,
-            0 if before is None else int(before.sim["num_slots"]),
+            self._started,
         )
         self.view = self._simulation.view
         for scheduler in (self.routing, self.sizing):

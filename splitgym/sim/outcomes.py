@@ -1,6 +1,7 @@
 """What a run leaves: one row a request, totals a machine, and pool sizes over time."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,14 @@ Ints = NDArray[np.int64]
 
 NEVER = -1
 """A time that has not come, a machine that was not used."""
+
+RESULT_TIMES = (
+    *("first_token_ns", "finish_ns", "prompt_start_ns", "prompt_end_ns"),
+    *("transfer_start_ns", "transfer_end_ns", "decode_start_ns"),
+    *("prompt_machine", "token_machine", "decision_id"),
+)
+RESULT_COUNTS = ("attempts", "preemptions", "prompts_computed", "lost_tokens")
+"""What a run adds to the trace: `NEVER`, and 0, before it begins."""
 
 TIMELINE_FIELDS = (
     "time_ns",
@@ -64,35 +73,31 @@ class Outcomes:
     end_ns: int = 0  # time of the last event so far
 
     @classmethod
-    def empty(cls, trace: Trace | None, num_machines: int) -> "Outcomes":
-        """Outcomes of a run that has not begun; without a trace, of its machines alone."""
-        n = 0 if trace is None else len(trace)
+    def empty(
+        cls, trace: Trace | None, num_machines: int, columns: dict[str, Ints] | None = None
+    ) -> "Outcomes":
+        """Outcomes of a run that has not begun; without a trace, of its machines alone.
 
-        def never() -> Ints:
-            return np.full(n, NEVER, np.int64)
+        Args:
+            trace: the requests.
+            num_machines: of the cluster.
+            columns: arrays for all that a run adds to the trace, where the caller has them.
+        """
+        n = 0 if trace is None else len(trace)
 
         def zeros(size: int) -> Ints:
             return np.zeros(size, np.int64)
 
         none = zeros(0)
+        given: dict[str, Any] = dict(columns or {})
+        if columns is None:
+            given |= {name: np.full(n, NEVER, np.int64) for name in RESULT_TIMES}
+            given |= {name: zeros(n) for name in RESULT_COUNTS}
         return cls(
             arrival_ns=none if trace is None else np.rint(trace.arrival_s * NS_PER_S).astype(np.int64),
             prompt_tokens=none if trace is None else trace.prompt_tokens.astype(np.int64),
             output_tokens=none if trace is None else trace.output_tokens.astype(np.int64),
-            first_token_ns=never(),
-            finish_ns=never(),
-            prompt_start_ns=never(),
-            prompt_end_ns=never(),
-            transfer_start_ns=never(),
-            transfer_end_ns=never(),
-            decode_start_ns=never(),
-            prompt_machine=never(),
-            token_machine=never(),
-            decision_id=never(),
-            attempts=zeros(n),
-            preemptions=zeros(n),
-            prompts_computed=zeros(n),
-            lost_tokens=zeros(n),
+            **given,
             finish_order=[],
             energy_j=np.zeros(num_machines),
             busy_ns=zeros(num_machines),

@@ -1,17 +1,35 @@
 """The paper's scheduler over an index of the machines: the decisions of `schedulers.splitwise`, sooner.
 
 The board holds, by pool, what the scheduler compares. Only machines that an event has touched are written,
-so a decision costs what has changed since the last one, and a look at one number for 64 machines. What grows
-while a machine decodes (KV tokens held) is computed for the machines that could be chosen.
+so a decision costs what has changed since the last one. Machines stand in blocks of `FAN`, blocks in groups
+of `FAN`, and of each the board knows the least: a search looks at the groups, at the blocks of the best one
+and at the machines of the best of these. What grows while a machine decodes (KV tokens held) is computed for
+the machines that could be chosen.
+
+KV tokens expected depend on the mean output, which changes with every completion. The least of a block is a
+concave function of the mean: a least of straight lines. So the board keeps it for two means, and for every
+mean between them it is at least what lies between the two. A machine that holds more than what is expected of
+it stands there with what it held when it was written; it holds no less now, since an event that frees memory
+touches it. A block is looked at where its bound is low enough.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from splitgym.sim.compiled.show import *
 
-BLOCK_BITS = 6
-BLOCK = 1 << BLOCK_BITS
+FAN_BITS = 4
+FAN = 1 << FAN_BITS
+GROUP = FAN * FAN
 POOLS = 3
+EMPTY = 1e300
+"""KV tokens expected where there is no machine: in sums it does not become infinite."""
+SPREAD = 0.05
+"""The board's bounds are for means so much around the one at which they were made."""
+SAFE = 1.0 - 1e-9
+"""Bounds are lowered by more than what rounding may have raised them."""
 
 
 @compiled
@@ -23,7 +41,7 @@ def max_tokens_of(sim, job):
 # ---- the board --------------------------------------------------------------------------------------------
 
 
-@compiled
+@inlined
 def post(sim, machine):
     """Write what the scheduler compares of a machine."""
     weigh(sim, machine)
@@ -33,40 +51,18 @@ def post(sim, machine):
     if before != pool:
         machine.posted = pool
         if before != NONE:
-            post_prompts(sim, before, m, FAR)
-            put_real(sim.board_expected + 8 * sim.num_padded * before, m, np.inf)
+            put_pending(sim, pending_of(sim, before), m, FAR)
+            post_tokens(sim, before, m, np.inf, 0.0, 0.0)
     if pool != NONE:
         requests = machine.running + machine.inbound
-        post_prompts(sim, pool, m, machine.prompt_tokens + requests)
+        put_pending(sim, pending_of(sim, pool), m, machine.prompt_tokens + requests)
         tokens = machine.running_prompt_tokens + machine.inbound_prompt_tokens
-        put_real(sim.board_expected + 8 * sim.num_padded * pool, m, np.float64(tokens))
-        put_real(sim.board_requests, m, np.float64(requests))
+        # Prompt machines are hardly ever asked for memory: it is not kept up for them.
+        used = 0 if pool == TO_PROMPT else machine.kv_used_tokens
+        post_tokens(sim, pool, m, np.float64(tokens), np.float64(requests), np.float64(used))
 
 
-@compiled
-def post_prompts(sim, pool, m, pending):
-    """A machine of a pool has this many pending tokens."""
-    row = sim.board_pending + 8 * sim.num_padded * pool
-    block = m >> BLOCK_BITS
-    leasts = sim.board_least + 8 * (sim.num_padded >> BLOCK_BITS) * pool
-    before, least = long_at(row, m), long_at(leasts, block)
-    put_long(row, m, pending)
-    if pending <= least:
-        put_long(leasts, block, pending)
-    elif before == least:
-        put_long(leasts, block, least_of(row + 8 * BLOCK * block))
-
-
-@compiled
-def least_of(numbers):
-    """The least number of a block."""
-    least = FAR
-    for i in range(BLOCK):
-        least = min(least, long_at(numbers, i))
-    return least
-
-
-@compiled
+@inlined
 def post_touched(sim):
     """Bring the board up to date."""
     for i in range(sim.touched):
@@ -78,25 +74,152 @@ def post_touched(sim):
     sim.can_route = sim.up_prompt + sim.up_token + sim.up_mixed
 
 
+@compiled
+def post_tokens(sim, pool, m, tokens, requests, used):
+    """A machine of a pool has, or expects, `requests` with `tokens` prompt tokens in all; it holds `used`."""
+    row = sim.board_expected + 8 * sim.num_padded * pool
+    same = tokens == real_at(row, m) and requests == real_at(sim.board_requests, m)
+    if same and used >= real_at(sim.board_used, m):
+        return
+    put_real(row, m, tokens)
+    put_real(sim.board_requests, m, requests)
+    put_real(sim.board_used, m, used)
+    put_bounds(sim, pool, m)
+
+
+@compiled
+def post_used(sim, pool, m):
+    """A machine holds more than the board knows: it need not be looked at again before others hold as much."""
+    put_real(sim.board_used, m, np.float64(machine_at(sim, m).kv_used_tokens))
+    put_bounds(sim, pool, m)
+
+
+@compiled
+def put_bounds(sim, pool, m):
+    """Write a machine's bounds."""
+    low, high = ends_of(sim, pool, m)
+    put_bound(sim, lows_of(sim, pool), m, low)
+    put_bound(sim, highs_of(sim, pool), m, high)
+
+
+@inlined
+def ends_of(sim, pool, m):
+    """KV tokens below which a machine is not, at the lowest and the highest mean of the board's bounds."""
+    tokens = real_at(sim.board_expected + 8 * sim.num_padded * pool, m)
+    requests, used = real_at(sim.board_requests, m), real_at(sim.board_used, m)
+    if used >= tokens + requests * sim.mean_middle:
+        return used, used
+    return min(EMPTY, tokens + requests * sim.mean_low), min(EMPTY, tokens + requests * sim.mean_high)
+
+
+@compiled
+def centre(sim, mean):
+    """Make the bounds anew, around this mean."""
+    sim.mean_low, sim.mean_middle, sim.mean_high = (1.0 - SPREAD) * mean, mean, (1.0 + SPREAD) * mean
+    for pool in range(POOLS):
+        lows, highs = lows_of(sim, pool), highs_of(sim, pool)
+        for m in range(sim.num_machines):
+            low, high = ends_of(sim, pool, m)
+            put_real(lows, m, low)
+            put_real(highs, m, high)
+        # A group's number stands behind those of all blocks, as a block's behind those of all machines.
+        for place in range(sim.num_blocks + sim.num_groups):
+            put_real(lows + 8 * sim.num_padded, place, least_bound(lows, place))
+            put_real(highs + 8 * sim.num_padded, place, least_bound(highs, place))
+
+
+# ---- numbers with the least of every block and group ------------------------------------------------------
+
+
+@compiled
+def pending_of(sim, pool):
+    """Where a pool's pending tokens stand: of machines, blocks, groups."""
+    return sim.board_pending + 8 * sim.board_nodes * pool
+
+
+@compiled
+def lows_of(sim, pool):
+    """Where a pool's bounds for the lowest mean stand: of machines, blocks, groups."""
+    return sim.board_low + 8 * sim.board_nodes * pool
+
+
+@compiled
+def highs_of(sim, pool):
+    """Where a pool's bounds for the highest mean stand: of machines, blocks, groups."""
+    return sim.board_high + 8 * sim.board_nodes * pool
+
+
+def ladder(at: Callable[..., Any], put: Callable[..., Any], most: Any) -> tuple[Any, Any]:
+    """Functions that write a machine's number, and that find the least of a block; `most`: no machine."""
+
+    @compiled_any_order
+    def least_of(numbers, block):
+        """The least of `FAN` numbers."""
+        first = FAN * block
+        a = b = c = d = most
+        for i in range(first, first + FAN, 4):  # four at a time: none waits for the one before
+            a = min(a, at(numbers, i))
+            b = min(b, at(numbers, i + 1))
+            c = min(c, at(numbers, i + 2))
+            d = min(d, at(numbers, i + 3))
+        return min(min(a, b), min(c, d))
+
+    @compiled
+    def put_number(sim, numbers, m, number):
+        """Write a machine's number, and what the least of its block and of its group are then."""
+        before = at(numbers, m)
+        if before == number:
+            return
+        put(numbers, m, number)
+        blocks, block = numbers + 8 * sim.num_padded, m >> FAN_BITS
+        least = at(blocks, block)
+        if number <= least:
+            new = number
+        elif before == least:
+            new = least_of(numbers, block)
+        else:
+            return
+        if new == least:
+            return
+        put(blocks, block, new)
+        groups, group = blocks + 8 * sim.num_blocks, block >> FAN_BITS
+        before, least = least, at(groups, group)
+        if new <= least:
+            put(groups, group, new)
+        elif before == least:
+            put(groups, group, least_of(blocks, group))
+
+    return put_number, least_of
+
+
+put_pending, least_pending = ladder(long_at, put_long, FAR)
+put_bound, least_bound = ladder(real_at, put_real, EMPTY)
+
+
 # ---- prompts ----------------------------------------------------------------------------------------------
 
 
 @compiled
 def fewest_of(sim, pool):
     """(pending tokens, machine) with the fewest of a pool, the lowest index on ties; (FAR, NONE) if empty."""
-    blocks = sim.num_padded >> BLOCK_BITS
-    leasts = sim.board_least + 8 * blocks * pool
-    least, block = FAR, 0
-    for b in range(blocks):
-        if long_at(leasts, b) < least:
-            least, block = long_at(leasts, b), b
+    numbers = pending_of(sim, pool)
+    blocks = numbers + 8 * sim.num_padded
+    groups = blocks + 8 * sim.num_blocks
+    least, group = FAR, 0
+    for g in range(sim.num_groups):
+        if long_at(groups, g) < least:
+            least, group = long_at(groups, g), g
     if least == FAR:
         return FAR, NONE
-    row = sim.board_pending + 8 * sim.num_padded * pool
-    m = block << BLOCK_BITS
-    while long_at(row, m) != least:
-        m += 1
-    return least, m
+    return least, first_with(numbers, FAN * first_with(blocks, FAN * group, least), least)
+
+
+@compiled
+def first_with(numbers, place, number):
+    """The first place from `place` on that has this number. There is one."""
+    while long_at(numbers, place) != number:
+        place += 1
+    return place
 
 
 @compiled
@@ -123,15 +246,6 @@ def prompt_machine(sim, job, pool, max_pending):
 # ---- tokens -----------------------------------------------------------------------------------------------
 
 
-@compiled_any_order
-def least_expected(tokens, requests, mean):
-    """The least of tokens + requests x mean of a block."""
-    least = np.inf
-    for i in range(BLOCK):
-        least = min(least, real_at(tokens, i) + real_at(requests, i) * mean)
-    return least
-
-
 @compiled
 def promised_by(sim, m, expected):
     """KV tokens used or promised on machine m: the larger of what is held now and what is expected."""
@@ -142,22 +256,56 @@ def promised_by(sim, m, expected):
 
 
 @compiled
+def bound(lows, highs, place, share):
+    """KV tokens expected on no machine of a block, or group, are below this. `share`: see `least_memory`."""
+    low = real_at(lows, place)
+    return (low + (real_at(highs, place) - low) * share) * SAFE
+
+
+@compiled
+def most_promising(lows, highs, first, last, share):
+    """The block, or group, of the lowest bound; NONE where all are empty."""
+    best, least = NONE, 0.5 * EMPTY
+    for place in range(first, last):
+        floor = bound(lows, highs, place, share)
+        if floor < least:
+            best, least = place, floor
+    return best
+
+
+@compiled
 def least_memory(sim, pool, mean, best, least):
     """(machine, tokens) with the least KV memory used or promised of a pool, and of `best` with `least`."""
+    share = (mean - sim.mean_low) / (sim.mean_high - sim.mean_low)  # where the mean is between the two
+    lows, highs = lows_of(sim, pool) + 8 * sim.num_padded, highs_of(sim, pool) + 8 * sim.num_padded
+    group_lows, group_highs = lows + 8 * sim.num_blocks, highs + 8 * sim.num_blocks
+    group = most_promising(group_lows, group_highs, 0, sim.num_groups, share)
+    if group == NONE:
+        return best, least
+    first = most_promising(lows, highs, FAN * group, min(FAN * group + FAN, sim.used_blocks), share)
+    best, least = least_of_block(sim, pool, first, mean, best, least)
+    for g in range(sim.num_groups):
+        if bound(group_lows, group_highs, g, share) <= least:
+            for block in range(FAN * g, min(FAN * g + FAN, sim.used_blocks)):
+                if block != first and bound(lows, highs, block, share) <= least:
+                    best, least = least_of_block(sim, pool, block, mean, best, least)
+    return best, least
+
+
+@compiled
+def least_of_block(sim, pool, block, mean, best, least):
+    """(machine, tokens) with the least KV memory used or promised of a block, and of `best` with `least`."""
     row = sim.board_expected + 8 * sim.num_padded * pool
-    for block in range(sim.num_padded >> BLOCK_BITS):
-        first = block << BLOCK_BITS
-        tokens, requests = row + 8 * first, sim.board_requests + 8 * first
-        floor = least_expected(tokens, requests, mean)
-        if floor > least or (floor == least and first > best):
-            continue
-        for i in range(BLOCK):
-            expected = real_at(tokens, i) + real_at(requests, i) * mean
-            m = first + i
-            if expected < least or (expected == least and m < best):
-                promised = promised_by(sim, m, expected)
-                if promised < least or (promised == least and m < best):
-                    best, least = m, promised
+    for m in range(FAN * block, FAN * block + FAN):
+        expected = real_at(row, m) + real_at(sim.board_requests, m) * mean
+        used = real_at(sim.board_used, m)
+        floor = max(used, expected)
+        if floor < least or (floor == least and m < best):
+            promised = promised_by(sim, m, expected)
+            if promised < least or (promised == least and m < best):
+                best, least = m, promised
+            else:
+                post_used(sim, pool, m)
     return best, least
 
 
@@ -183,10 +331,12 @@ def token_machine(sim, need, pool, mean):
 # ---- the decision -----------------------------------------------------------------------------------------
 
 
-@compiled
+@inlined
 def splitwise_route(sim, job, max_pending):
     """(p, t) as `splitwise_kernel`, without its oracle."""
     mean = max(1.0, sim.mean_output[0] / sim.mean_output[1])
+    if not sim.mean_low <= mean <= sim.mean_high:
+        centre(sim, mean)
     limit = max_tokens_of(sim, job)
     output = min(mean, np.float64(limit)) if limit > 0 else mean
     need = job.prompt_tokens + output

@@ -34,12 +34,9 @@ ROUTING_KINDS = (
 """Schedulers that run inside the engine; the place is what a simulation's `routing` holds."""
 SIZING_KINDS = (Static, Reactive, Ewma, SizingNet)
 
-SPLITWISE, INDEX, RESIDUAL, OBSERVED = 1, 2, 3, 4
-"""OBSERVED: compiled code is asked, and looks at what `observed` keeps. Others are schedulers."""
-
 
 def fast_form(routing: object, observed: bool = False) -> int:
-    """Which scheduler with a form of its own here a simulation uses, by the constants above; 0 for none."""
+    """Which form of its own here a simulation's routing uses, by the constants of `state`; 0 for none."""
     if routing is None and observed:
         return OBSERVED
     if type(routing) is Splitwise:
@@ -106,7 +103,7 @@ def run_builtin(sim, job):
     return route_builtin(sim.routing, view_of(sim), request_info(sim, job), params, state)
 
 
-@compiled
+@inlined
 def bring_up(sim):
     """Make true what the routing scheduler looks at."""
     if sim.fast == SPLITWISE:

@@ -168,7 +168,7 @@ def break_deadlock(sim, machine):
             admit(sim, machine, job)
             grant(sim, machine)
             return True
-        slot = job.output_next
+        slot = job.memory_next
     victim = job_at(sim, youngest(sim, machine))
     victim.preemptions += 1
     source, target = machine_at(sim, victim.source), machine_at(sim, victim.target)

@@ -22,7 +22,7 @@ def work(sim, machine):
             return
 
 
-@compiled
+@inlined
 def begin(sim, machine):
     """Token tasks passed over too often; prompts, FCFS; the other token tasks as far as they fit."""
     aged = machine.aged
@@ -57,7 +57,7 @@ def begin(sim, machine):
     return True
 
 
-@compiled
+@inlined
 def take_prompt(sim, machine, job):
     """The prompt at the head of the queue starts."""
     unlink_prompt(sim, machine, job)
@@ -67,7 +67,7 @@ def take_prompt(sim, machine, job):
     leave_prompt_queue(sim, machine, job)
 
 
-@compiled
+@inlined
 def begin_prompts(sim, machine, prompts, prompt_tokens, aged):
     """An iteration over the machine's current prompts, and the token tasks that fit beside them."""
     size = machine.batch
@@ -80,6 +80,8 @@ def begin_prompts(sim, machine, prompts, prompt_tokens, aged):
             decodes, context = choose_tasks(sim, machine, room)
     if decodes:
         length = mixed_time_ns(tables_of(sim), machine.row, prompt_tokens + decodes, decodes, context)
+    elif prompts == 1:
+        length = job_at(sim, machine.current_head).alone_ns
     else:
         length = prompt_time_ns(tables_of(sim), machine.row, prompt_tokens)
     machine.decodes = decodes
@@ -115,7 +117,7 @@ def iteration_ends(sim, machine):
     work(sim, machine)
 
 
-@compiled
+@inlined
 def prompts_ran(sim, machine):
     """Time, energy and share of prompts of an iteration with prompts."""
     now = sim.now
@@ -150,7 +152,7 @@ def complete_tasks(sim, machine):
         slot = first_done(sim, machine)
 
 
-@compiled
+@inlined
 def end_prompts(sim, machine):
     """The prompts of an iteration that has ended."""
     slot = machine.current_head
@@ -163,7 +165,7 @@ def end_prompts(sim, machine):
         end_prompt(sim, machine, job)
 
 
-@compiled
+@inlined
 def end_prompt(sim, machine, job):
     """The request has its first token."""
     job.prompt_end_ns = sim.now

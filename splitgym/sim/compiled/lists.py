@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from splitgym.sim.compiled.records import *
 from splitgym.sim.compiled.state import *
 
@@ -58,29 +60,42 @@ def drop_event(sim):
 
 @compiled
 def set_end(sim, m, time):
-    """The iteration, or the contiguous ones, of machine m end at `time` (FAR: none is in progress)."""
+    """The iteration, or the contiguous ones, of machine m end at `time` (FAR: none is in progress).
+
+    Every node of the tree knows the machine whose iteration ends first below it, the lowest index of these.
+    """
+    tree, machines = sim.tree, sim.tree_machines
     place = sim.num_leaves + m
-    put_long(sim.tree, place, time)
+    put_long(tree, place, time)
+    first = m
     while place > 1:
-        other = long_at(sim.tree, place ^ 1)
-        least = min(time, other)
+        other, rival = long_at(tree, place ^ 1), short_at(machines, place ^ 1)
+        if other < time or (other == time and rival < first):
+            time, first = other, np.int64(rival)
         place >>= 1
-        if long_at(sim.tree, place) == least:
+        if long_at(tree, place) == time and short_at(machines, place) == first:
             return
-        put_long(sim.tree, place, least)
-        time = least
+        put_long(tree, place, time)
+        put_short(machines, place, first)
 
 
 @compiled
 def first_end(sim):
     """The machine whose iteration ends first, the lowest index of these; its time is in `tree[1]`."""
-    least = long_at(sim.tree, 1)
-    place = 1
-    while place < sim.num_leaves:
-        place *= 2
-        if long_at(sim.tree, place) != least:
-            place += 1
-    return place - sim.num_leaves
+    return np.int64(short_at(sim.tree_machines, 1))
+
+
+@compiled
+def next_end(sim, m):
+    """The machine whose iteration ends first but for machine m, which is the first."""
+    tree, place = sim.tree, sim.num_leaves + m
+    least, best = FAR, place
+    while place > 1:
+        other = long_at(tree, place ^ 1)
+        if other < least:
+            least, best = other, place ^ 1
+        place >>= 1
+    return np.int64(short_at(sim.tree_machines, best))
 
 
 # ---- machines to start ------------------------------------------------------------------------------------
@@ -231,7 +246,7 @@ def linked(ends: str, links: str) -> tuple[Callable[..., Any], Callable[..., Any
 append_prompt, prepend_prompt, unlink_prompt = linked("prompts", "queue")
 append_current, _, unlink_current = linked("current", "queue")
 append_memory, _, unlink_memory = linked("memory", "memory")
-append_output, _, unlink_output = linked("outputs", "output")
+append_output, _, unlink_output = linked("outputs", "memory")
 append_sending, _, unlink_sending = linked("sending", "sending")
 append_receiving, _, unlink_receiving = linked("receiving", "receiving")
 append_sequence, _, unlink_sequence = linked("sequences", "sequence")

@@ -11,7 +11,7 @@ from splitgym.types import EventKind
 from splitgym.view import ARRIVED_PROMPT_TOKENS, ARRIVED_REQUESTS
 
 
-@with_schedulers
+@inlined_with_schedulers
 def arrive(sim):
     """The next request of the trace comes."""
     request = sim.next_row
@@ -59,7 +59,7 @@ def handle(sim, kind, index, version):
 @compiled
 def lack(sim):
     """What has no room for one more event: a reason to return, or -1."""
-    if sim.free_head == NONE:
+    if sim.free_head == NONE and sim.used_slots == sim.num_slots:
         return GROW_JOBS
     if sim.heap_size + 4 * (sim.num_slots + sim.num_machines) + 64 > sim.heap_rows:
         return GROW_HEAP
@@ -105,7 +105,7 @@ def advance(sim):
         step(sim)
 
 
-@with_schedulers
+@inlined_with_schedulers
 def step(sim):
     """The next event happens."""
     time, key = sim.next_control, CONTROL_KEY
@@ -125,6 +125,8 @@ def step(sim):
         # Of the events that are planned, the end of an iteration is the first kind.
         time = long_at(sim.tree, 1)
         m = first_end(sim)
+        if sim.large:
+            fetch_iteration(sim, next_end(sim, m))
         pass_time(sim, time, ITERATION_KEY | m)
         iteration_ends(sim, machine_at(sim, m))
         return
@@ -135,10 +137,19 @@ def step(sim):
         arrive(sim)
 
 
-@with_schedulers
+@compiled
+def fetch_next(sim, event):
+    """Have at hand soon what a planned event needs."""
+    if event.key >> KIND_SHIFT == TRANSFER_KEY >> KIND_SHIFT:
+        fetch_transfer(sim, event.version & SLOT_MASK)
+
+
+@inlined_with_schedulers
 def planned(sim, time, key, version):
     """The first event of the heap happens, unless it is stale."""
     drop_event(sim)
+    if sim.large and sim.heap_size:
+        fetch_next(sim, event_at(sim, 0))
     kind, index = (key >> KIND_SHIFT) - 1, key & INDEX_MASK
     if stale(sim, kind, index, version):
         return

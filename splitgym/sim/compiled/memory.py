@@ -71,7 +71,7 @@ def reserve_prompt(sim, machine, job):
     return True
 
 
-@compiled
+@inlined
 def await_output(sim, machine, job):
     """The cache is here; the request waits for memory for its output."""
     expect(sim, machine, job, -1)
@@ -82,7 +82,7 @@ def await_output(sim, machine, job):
     machine.running_prompt_tokens += job.prompt_tokens
 
 
-@compiled
+@inlined
 def admit(sim, machine, job):
     """Reserve what the output needs; the request joins the batch."""
     pause(sim, machine)
@@ -164,5 +164,5 @@ def start_transfer(sim, job):
     source.shipments += 1
     target.shipments += 1
     join_network(sim, job, source, target)
-    touch(sim, source)
-    touch(sim, target)
+    touch_view(sim, source)
+    touch_view(sim, target)

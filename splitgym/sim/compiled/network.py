@@ -14,7 +14,7 @@ def transfer_event(sim, job, time):
 @compiled
 def share(sim, machine):
     """Bandwidth of one transfer at a machine's NIC."""
-    if sim.shared:
+    if sim.shared and machine.flights > 1:
         return max(1, machine.bandwidth // machine.flights)
     return machine.bandwidth
 

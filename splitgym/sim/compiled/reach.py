@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
@@ -27,6 +28,13 @@ def compiled(function: Any) -> Any:
     return numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False)(function)  # type: ignore[call-overload]
 
 
+def inlined(function: Any) -> Any:
+    """As `compiled`, for what is called from one or two places and often: a call costs some nanoseconds."""
+    return numba.njit(  # type: ignore[call-overload]
+        cache=True, nogil=True, error_model="numpy", _nrt=False, forceinline=True
+    )(function)
+
+
 compiled_any_order = numba.njit(  # type: ignore[call-overload]
     cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath={"nnan", "nsz"}
 )
@@ -35,6 +43,9 @@ compiled_any_order = numba.njit(  # type: ignore[call-overload]
 with_schedulers = numba.njit(cache=True, nogil=True, error_model="numpy")
 """For the functions that lead to a scheduler's kernel, which makes arrays. (Numba hands the want of reference
 counts down to what it compiles on the way.)"""
+
+
+inlined_with_schedulers = numba.njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 
 
 def plain(dtype: np.dtype[Any], address: int, shape: tuple[int, ...]) -> Any:
@@ -180,6 +191,29 @@ def copier(size: int) -> Callable[..., Any]:
         return types.void(types.int64, types.int64), code
 
     return copy
+
+
+def fetcher(lines: int) -> Callable[..., Any]:
+    """`f(address)`: let the processor fetch so many cache lines from there on, and go on meanwhile."""
+    if IN_PYTHON:
+        return lambda address: None
+
+    @intrinsic
+    def fetch(typing: Any, address: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            number = ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+            prefetch = builder.module.declare_intrinsic("llvm.prefetch", [cgutils.voidptr_t], kind)
+            for line in range(lines):
+                place = builder.add(arguments[0], arguments[0].type(64 * line))
+                # To be read, to be kept, data.
+                options = [number(0), number(3), number(1)]
+                builder.call(prefetch, [builder.inttoptr(place, cgutils.voidptr_t), *options])
+            return context.get_dummy_value()
+
+        return types.void(types.int64), code
+
+    return fetch
 
 
 long_at, put_long = reader(np.int64), writer(np.int64)

@@ -11,7 +11,7 @@ import numpy as np
 from splitgym.sim.compiled.reach import *
 from splitgym.view import NUM_COUNTERS
 
-LONG, REAL = np.int64, np.float64
+LONG, REAL, FLAG = np.int64, np.float64, np.int8
 
 
 def _record(*parts: tuple[Any, str]) -> np.dtype[Any]:
@@ -30,41 +30,49 @@ OUTCOME = _record(*_OUTCOME)
 RESULTS = OUTCOME.names[4:]  # type: ignore[index]
 """What a run adds to the trace."""
 
-# A request in flight, at its *slot* in `jobs`. Lists run through `..._next` and `..._prev`; NONE ends them.
+# A request in flight, at its *slot* in `jobs`: five of the processor's cache lines of 64 bytes; what its
+# completion needs lies in three. Lists run through `..._next` and `..._prev`; NONE ends them.
 JOB = _record(
     *_OUTCOME,
     (LONG, "max_tokens"),  # the client's, or UNKNOWN
-    (SHORT, "slot in_use flight_version"),
-    (SHORT, "rerated rerated_next"),  # its rate has changed and no event is planned for it yet
+    (SHORT, "slot flight_version"),
+    (SHORT, "rerated_next"),  # the next transfer whose rate has changed in this event
+    (FLAG, "in_use"),
+    (FLAG, "rerated"),  # its rate has changed and no event is planned for it yet
     # Blank at the begin of every attempt, from here on.
+    (SHORT, "source target"),  # prompt and token machine
+    (SHORT, "phase held_prompt held_token"),
+    (SHORT, "queue_next"),  # prompts queued or in an iteration, requests without a machine, free slots
     (LONG, "alone_ns"),  # predicted time of the prompt alone
     (LONG, "last"),  # token iteration of its machine after which it is done
-    (LONG, "joined"),  # order of joining a batch
     (LONG, "decision"),
-    (LONG, "left rate rated_at"),  # of its transfer
-    (SHORT, "source target"),  # prompt and token machine
-    (SHORT, "phase attempt held_prompt held_token passed left_out waiting granted"),
+    (SHORT, "joined"),  # order of joining a batch
+    (SHORT, "goal"),  # tokens to compute before the next one can be generated
+    (SHORT, "attempt passed queue_prev"),
     (
         SHORT,
         "flight",
     ),  # 0 no transfer, 1 bytes in flight, 2 bytes there, prompt not over, 3 the constant runs
-    (SHORT, "queue_next queue_prev"),  # queue of prompts, prompts of an iteration, requests without a machine
-    (SHORT, "memory_next memory_prev output_next output_prev fresh_next"),
+    (FLAG, "left_out waiting granted"),
+    (SHORT, "fresh_next"),
+    (SHORT, "memory_next memory_prev"),  # who waits for memory: prompts, caches, caches for their outputs'
+    (LONG, "left rate rated_at"),  # of its transfer
     (SHORT, "sending_next sending_prev receiving_next receiving_prev sequence_next sequence_prev"),
-    (SHORT, "goal"),  # tokens to compute before the next one can be generated
-    (SHORT, "computed chunk"),  # vLLM: of these, done, and in the iteration in progress
+    (SHORT, "computed chunk"),  # vLLM: of `goal`, done, and in the iteration in progress
     (SHORT, "generated"),  # vLLM: output tokens when it last joined the batch or left it
 )
 OUTCOME_BYTES, JOB_BYTES = OUTCOME.itemsize, JOB.itemsize
-BLANK_FROM = int(JOB.fields["alone_ns"][1])  # type: ignore[index]
+BLANK_FROM = int(JOB.fields["source"][1])  # type: ignore[index]
+FINISH_PLACE = int(OUTCOME.fields["finish_ns"][1]) // 8  # type: ignore[index]
 
+# The first half is what contiguous token iterations touch; then prompts and transfers; then what is rare.
 MACHINE = _record(
     (SHORT, "index row"),  # row: of the profile's tables
     (SHORT, "busy"),  # 0 idle, 1 an iteration with prompts, 2 contiguous token iterations
     (SHORT, "touched"),  # the view, or the scheduler's board, does not show its state
     (SHORT, "idle"),  # looked for work and found none; nobody has woken it since
-    (SHORT, "batch"),  # requests in the batch
-    (SHORT, "run_batch decodes"),  # token tasks in the contiguous iterations, in the iteration with prompts
+    (SHORT, "batch run_batch"),  # requests in the batch, token tasks in the contiguous iterations
+    (SHORT, "partial"),  # some tasks are left out of the iteration in progress
     (LONG, "start end"),  # of the iteration in progress, or of the contiguous ones [ns]
     (LONG, "planned settled settled_at"),  # contiguous iterations: planned, counted already, end of the last
     (LONG, "run_base run_slope"),  # ticks of each contiguous iteration at context 0, and per context token
@@ -73,32 +81,33 @@ MACHINE = _record(
     (LONG, "carry"),  # fraction of a nanosecond of token iterations [ticks]
     (LONG, "iterations"),  # token iterations so far
     (LONG, "reserved capacity"),  # KV tokens, outputs included
-    (
-        LONG,
-        "running running_context_tokens running_prompt_tokens inbound inbound_prompt_tokens",
-    ),  # the view's
-    (LONG, "kv_used_tokens prompt_requests prompt_tokens prompt_queue_ns iteration_prompts"),  # the view's
+    (LONG, "running running_context_tokens running_prompt_tokens kv_used_tokens"),  # the view's
+    (LONG, "watts_ns"),  # energy of iterations [W ns]
+    (LONG, "busy_ns generated_tokens"),  # time in iterations, output tokens computed
+    (SHORT, "prompts_head prompts_tail memory_head memory_tail"),  # queue; who waits for memory
+    (SHORT, "outputs_head outputs_tail"),  # caches here that wait for their output's memory
+    (SHORT, "fresh_head"),  # tasks that have not decoded yet
+    (SHORT, "aged"),  # tasks passed over too often
+    (SHORT, "down switching"),  # down: failures in force
+    (SHORT, "up pool home_pool"),  # `Pool` at home and by present work; up: may be chosen
+    (SHORT, "posted"),  # the pool under which it is on the board, or NONE
+    (LONG, "inbound inbound_prompt_tokens prompt_requests prompt_tokens prompt_queue_ns"),  # the view's
+    (LONG, "promised"),  # KV tokens that the requests placed here will hold at most: for oracles only
+    (SHORT, "current_head current_tail decodes"),  # prompts and token tasks of the iteration with prompts
+    (SHORT, "flights shipments"),  # transfers in flight here; those to or from here that have not arrived
+    (SHORT, "sending_head sending_tail receiving_head"),
+    (LONG, "iteration_prompts iteration_tokens"),  # prompts in the iteration with prompts, and their tokens
     (LONG, "prompt_share_at_ns"),
     (REAL, "prompt_share"),
-    (LONG, "iteration_tokens"),  # prompt tokens in the iteration with prompts
-    (SHORT, "prompts_head prompts_tail current_head current_tail"),  # queue, prompts of the iteration
-    (SHORT, "memory_head memory_tail outputs_head outputs_tail"),  # who waits for memory, caches for output's
-    (SHORT, "fresh_head"),  # tasks that have not decoded yet
-    (SHORT, "aged partial"),  # tasks passed over too often; some are left out of the iteration in progress
-    (SHORT, "flights shipments"),  # transfers in flight here; those to or from here that have not arrived
-    (SHORT, "sending_head sending_tail receiving_head receiving_tail"),
-    (SHORT, "home_pool pool up"),  # `Pool` at home and by present work; up: may be chosen
-    (SHORT, "posted"),  # the pool under which it is on the board, or NONE
-    (SHORT, "down switching switch_timer switch_number"),  # down: failures in force
+    (LONG, "prompt_busy_ns prompted_tokens"),
+    (SHORT, "receiving_tail switch_timer switch_number"),
     (SHORT, "sequences_head sequences_tail seats"),  # vLLM: prompts in progress and token tasks; their number
     (LONG, "slack"),  # vLLM: KV tokens that the contiguous iterations planned do not need
     (LONG, "bandwidth"),  # NIC, in units of 64 bytes/s
-    (LONG, "transfer_constant_ns"),
-    (LONG, "promised"),  # KV tokens that the requests placed here will hold at most: for oracles only
-    (LONG, "watts_ns"),  # energy of iterations [W ns]
-    (LONG, "busy_ns prompt_busy_ns down_ns failed_at"),
-    (LONG, "generated_tokens prompted_tokens"),  # computed
+    (LONG, "transfer_constant_ns down_ns failed_at"),
 )
+
+MACHINE_BYTES = MACHINE.itemsize
 
 TASK = _record((LONG, "order"), (SHORT, "slot"))
 """A task of a batch. `order` is (last iteration, order of joining) in one number."""
@@ -115,7 +124,10 @@ HEAD = np.dtype(
             (LONG, "rerated_head"),  # transfers whose rate has changed in this event
             (LONG, "pending asked"),  # 0 no decision, 1 route, 2 resize; slot of the routing decision
             (LONG, "next_row num_requests next_control"),  # next request to arrive, how many there are
-            (LONG, "free_head used_slots"),  # free slots; none from `used_slots` on was ever used
+            (
+                LONG,
+                "free_head used_slots",
+            ),  # slots that are free again; none from `used_slots` on was ever used
             (LONG, "unfinished finished decisions joins in_system can_route"),
             (LONG, "touched"),  # machines in `touched_list`
             (LONG, "samples events"),  # rows of the timeline and of the log
@@ -131,20 +143,23 @@ HEAD = np.dtype(
             (LONG, "routing sizing"),  # built-in schedulers, or -1 to ask
             (LONG, "rule block_size"),  # of batching: PAPER or VLLM; KV tokens that are given out at once
             # Sizes.
-            (LONG, "num_machines num_padded num_slots num_leaves heap_rows task_stride watt_columns"),
+            (LONG, "num_machines num_slots num_leaves heap_rows task_stride watt_columns"),
+            (LONG, "large"),  # so many machines that the processor's caches do not hold their state
+            (LONG, "num_padded num_blocks used_blocks num_groups board_nodes"),  # of the board
             (LONG, "timeline_rows log_rows log_margin num_types num_knots num_batches"),
             (LONG, "num_params num_sizing_params"),
             # Addresses.
-            (LONG, "machines jobs batches heap tree next_ends wake_list touched_list reached"),
+            (LONG, "machines jobs batches heap tree tree_machines next_ends wake_list touched_list reached"),
             (LONG, "arrivals prompts outputs limits outcomes order timeline log watts"),
             (LONG, "view_longs view_reals view_flags clock_at mean_output_at counters_at"),
             (LONG, "knot_tokens knot_ns knot_counts token_base token_slope mixed_factor"),
             (LONG, "routing_params routing_state sizing_params sizing_state"),
-            (LONG, "board_pending board_least board_expected board_requests"),
+            (LONG, "board_pending board_expected board_requests board_used board_low board_high"),
             (LONG, "lanes lane_steps lane_least lane_scratch shown"),
             # The view's constants.
             (LONG, "view_overlap_min"),
             (REAL, "ttft_slo tbt_slo"),
+            (REAL, "mean_low mean_middle mean_high"),  # mean outputs for which the board holds bounds
         ).descr,
         ("counters", LONG, (NUM_COUNTERS,)),
         ("mean_output", REAL, (2,)),
@@ -155,6 +170,9 @@ HEAD = np.dtype(
 _machine, _job = record_reader(MACHINE), record_reader(JOB)
 _event, _task = record_reader(EVENT), record_reader(TASK)
 _blank = blanker(BLANK_FROM, JOB.itemsize)
+_fetch_machine, _fetch_job = fetcher(MACHINE.itemsize // 64), fetcher(JOB.itemsize // 64)
+_fetch_tasks, _fetch_line = fetcher(2), fetcher(1)
+TASK_BYTES = TASK.itemsize
 
 
 @compiled
@@ -194,3 +212,40 @@ def batch_of(sim, m):
     There is one more after the machines', for sorting.
     """
     return sim.batches + m * sim.task_stride
+
+
+@compiled
+def fetch_machine(sim, m):
+    """Have a machine and the first tasks of its batch at hand soon."""
+    _fetch_machine(sim.machines + m * MACHINE_BYTES)
+    _fetch_tasks(batch_of(sim, m))
+
+
+@compiled
+def fetch_job(sim, slot):
+    """Have a request at hand soon."""
+    _fetch_job(sim.jobs + slot * JOB_BYTES)
+
+
+@compiled
+def fetch_iteration(sim, m):
+    """Have at hand soon what the end of a machine's iteration needs."""
+    fetch_machine(sim, m)
+    if machine_at(sim, m).batch:
+        fetch_job(sim, task_at(batch_of(sim, m), 0).slot)
+
+
+@compiled
+def fetch_transfer(sim, slot):
+    """Have at hand soon what a transfer's next stage needs."""
+    fetch_job(sim, slot)
+    job = job_at(sim, slot)
+    _fetch_machine(sim.machines + job.source * MACHINE_BYTES)
+    _fetch_machine(sim.machines + job.target * MACHINE_BYTES)
+
+
+@compiled
+def fetch_place(sim, machine):
+    """Have at hand soon where a task that joins a batch goes first."""
+    _fetch_line(batch_of(sim, machine.index) + TASK_BYTES * machine.batch)
+    _fetch_line(batch_of(sim, machine.index) + TASK_BYTES * (machine.batch >> 1))

@@ -8,13 +8,18 @@ from splitgym.view import COMPLETED_OUTPUT_TOKENS, COMPLETED_REQUESTS, OUTPUT_DE
 _copy = copier(OUTCOME.itemsize)
 
 
-@compiled
+@inlined
 def take_slot(sim, request):
-    """A slot for the request in row `request` of the trace."""
+    """A slot for the request in row `request` of the trace: the one that was freed last, else a fresh one."""
     slot = sim.free_head
-    job = job_at(sim, slot)
-    sim.free_head = job.queue_next
-    sim.used_slots = max(sim.used_slots, slot + 1)
+    if slot == NONE:
+        slot = sim.used_slots
+        sim.used_slots = slot + 1
+        job = job_at(sim, slot)
+        job.flight_version = job.rerated = 0
+    else:
+        job = job_at(sim, slot)
+        sim.free_head = job.queue_next
     job.slot = slot
     job.in_use = 1
     job.request = request
@@ -55,16 +60,18 @@ def publish_all(sim):
             publish(sim, job)
 
 
-@compiled
+@inlined
 def finish(sim, job):
     """The request has all its tokens."""
     promise(sim, job, -1)
-    job.finish_ns = sim.now
     if sim.streaming:
-        _copy(sim.outcomes + OUTCOME_BYTES * (sim.finished - sim.drained), sim.jobs + JOB_BYTES * job.slot)
+        place = sim.outcomes + OUTCOME_BYTES * (sim.finished - sim.drained)
     else:
-        publish(sim, job)
+        place = sim.outcomes + OUTCOME_BYTES * job.request
         put_long(sim.order, sim.finished, job.request)
+    _copy(place, sim.jobs + JOB_BYTES * job.slot)
+    # After the copy: to read what was just written, in wider pieces, would make the processor wait.
+    put_long(place, FINISH_PLACE, sim.now)
     sim.finished += 1
     sim.unfinished -= 1
     sim.in_system -= 1
@@ -77,9 +84,11 @@ def finish(sim, job):
     sim.free_head = job.slot
 
 
-@compiled
+@inlined
 def promise(sim, job, sign):
-    """A request takes its place on two machines (+1), or gives back what it still has (-1)."""
+    """A request takes its place on two machines (+1), or gives back what it still has (-1): for oracles."""
+    if not sim.oracle:
+        return
     target = machine_at(sim, job.target)
     target.promised += sign * (job.prompt_tokens + job.output_tokens)
     if job.source != job.target and job.phase <= SHIPPING:
@@ -87,7 +96,7 @@ def promise(sim, job, sign):
         source.promised += sign * (job.prompt_tokens + 1)
 
 
-@compiled
+@inlined
 def expect(sim, machine, job, sign):
     """A request is (+1), or is no more (-1), to decode on a machine with its cache not there yet."""
     machine.inbound += sign
@@ -95,7 +104,7 @@ def expect(sim, machine, job, sign):
     touch(sim, machine)
 
 
-@compiled
+@inlined
 def leave_prompt_queue(sim, machine, job):
     """The prompt starts or is cancelled: it is not queued any more."""
     machine.prompt_requests -= 1
@@ -103,7 +112,7 @@ def leave_prompt_queue(sim, machine, job):
     touch(sim, machine)
 
 
-@compiled
+@inlined
 def enter_prompt_queue(sim, machine, job):
     """The prompt, or what a preempted request had before, is queued."""
     tokens = job.goal
@@ -115,7 +124,7 @@ def enter_prompt_queue(sim, machine, job):
     touch(sim, machine)
 
 
-@compiled
+@inlined
 def route(sim, job, p, t):
     """The request goes to prompt machine p and token machine t."""
     job.source, job.target = p, t

@@ -5,79 +5,74 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from splitgym.cluster import Cluster
 from splitgym.errors import TraceError
 from splitgym.observation import rows
 from splitgym.schedulers.choose import PAIR_ROWS
 from splitgym.schedulers.lanes import BLOCK, LANES, lanes_of, num_blocks
 from splitgym.schedulers.network import NETWORK_SCRATCH
-from splitgym.sim.compiled import board, decide, loop, show
+from splitgym.sim.compiled import decide, loop, show
 from splitgym.sim.compiled import records as rec
-from splitgym.sim.compiled import state as st
-from splitgym.sim.outcomes import NEVER, TIMELINE_FIELDS, Outcomes
+from splitgym.sim.compiled.template import Ints, Template, address_of, aligned
+from splitgym.sim.outcomes import NEVER, RESULT_TIMES, TIMELINE_FIELDS, Outcomes
 from splitgym.trace import Trace
 from splitgym.types import NS_PER_S, to_ns
 from splitgym.view import ClusterView
 
-Ints = NDArray[np.int64]
 FIRST_SLOTS = 256
 DRAINED_ROWS = 1 << 16
 """Finished requests that a streaming simulation keeps before they are drained."""
-_COUNTS = ("attempts", "preemptions", "prompts_computed", "lost_tokens")
+_SPARE = ("jobs", "heap", "batches")
+"""Arrays whose contents mean nothing at the begin of a run: they are taken over from the one before."""
 
 
-def address_of(array: NDArray[Any]) -> int:
-    """Where an array's numbers begin. (`array.ctypes.data` takes five times as long.)"""
-    numbers = array.view(np.uint8) if array.dtype.names else array  # a record's names would be listed first
-    address: int = numbers.__array_interface__["data"][0]
-    return address
+def _nothing() -> NDArray[Any]:
+    """(1,) `OUTCOME` of a request that has not come."""
+    row = np.zeros(1, rec.OUTCOME)
+    for name in RESULT_TIMES:
+        row[name] = NEVER
+    return row
+
+
+_NOTHING = _nothing()
 
 
 class Arrays:
     """One simulation's memory. `sim` is its record: what compiled functions take.
 
     Args:
-        cluster: what is simulated.
+        template: of the cluster and the schedulers.
         trace: the requests.
-        watts: `power_watts` of the cluster.
-        kinds: places of the schedulers in `ROUTING_KINDS` and `SIZING_KINDS`, or -1 to ask; `fast_form`.
-        options: their (params, state, params, state).
-        record: keep a log of all events.
+        options: the schedulers' (params, state, params, state).
+        fast: how the routing decisions are made, see `decide.fast_form`.
         streaming: `trace` holds the first requests, others are fed later, and what has finished is drained;
             `outcomes` then holds the machines' totals only.
-        slots: room for so many requests in flight from the start.
+        before: a simulation of the same template that nobody needs any more; its memory is used again.
     """
 
     def __init__(
         self,
-        cluster: Cluster,
+        template: Template,
         trace: Trace,
-        watts: Ints,
-        kinds: tuple[int, int, int],
         options: tuple[NDArray[Any], ...],
-        record: bool = False,
+        fast: int = 0,
         streaming: bool = False,
-        slots: int = 0,
+        before: "Arrays | None" = None,
     ):
-        self.cluster = cluster
+        self.cluster = template.cluster
         self._streaming = streaming
-        self.outcomes = Outcomes.empty(None if streaming else trace, cluster.num_machines)
-        self._head = np.zeros(1, np.dtype((np.record, rec.HEAD)) if rec.IN_PYTHON else rec.HEAD)
+        self._head, self._kept = template.copy()
         self.sim = self._head[0]
-        self._kept: dict[str, NDArray[Any]] = {}
-        self._set_rules(record, kinds)
-        self._set_machines()
-        self._set_requests(trace, slots)
-        self._set_tables(watts)
+        self._set_requests(trace)
+        self._set_room(min(FIRST_SLOTS, len(trace) + 1), before)
         self._set_view()
         for name, array in zip(
             ("routing_params", "routing_state", "sizing_params", "sizing_state"), options, strict=True
         ):
             self._keep(name, array)
-        self._set(num_params=len(options[0]), num_sizing_params=len(options[2]))
-        self.prepare(kinds[2], len(options[0]))
+        self._set(fast=fast, num_params=len(options[0]), num_sizing_params=len(options[2]))
+        self.prepare(fast, len(options[0]))
         self._set_log(trace)
-        for fault in cluster.config.faults:
+        for fault in self.cluster.config.faults:
             at_ns = to_ns(fault.at_s)
             loop.plan_fault(self.sim, fault.machine, at_ns, at_ns + to_ns(fault.duration_s))
 
@@ -104,95 +99,18 @@ class Arrays:
 
     # ---- making -------------------------------------------------------------------------------------------
 
-    def _set_rules(self, record: bool, kinds: tuple[int, int, int]) -> None:
-        config = self.cluster.config
-        batching = config.batching
-        rules = self.cluster.blank.rules
-        vllm = batching.rule == "vllm"
-        self._set(
-            max_prompt_tokens=batching.max_prompt_tokens,
-            max_tasks=batching.max_tasks,
-            max_passed_over=getattr(batching, "max_passed_over", 0),
-            rule=st.VLLM if vllm else st.PAPER,
-            block_size=getattr(batching, "block_size", 1),
-            kv_bytes=self.cluster.kv_bytes_per_token,
-            view_overlap_min=rules.overlap_min_tokens,
-            # vLLM ships caches when the whole prompt is computed, and reserves no more than what is there:
-            # outputs get blocks as they grow.
-            overlap_min=np.iinfo(np.int64).max if vllm else rules.overlap_min_tokens,
-            reserve_all=vllm or config.kv_reserve == "at_transfer",
-            shared=config.transfer.shared,
-            confine=config.confine,
-            switch_delay=to_ns(config.switch_delay_s),
-            control_interval=to_ns(config.control_interval_s),
-            next_control=to_ns(config.control_interval_s),
-            min_pool=config.min_pool_machines,
-            oracle=config.oracle,
-            logging=record,
-            routing=kinds[0],
-            sizing=kinds[1],
-            fast=kinds[2],
-            ttft_slo=rules.ttft_slo,
-            tbt_slo=rules.tbt_slo,
-            held_head=st.NONE,
-            held_tail=st.NONE,
-            rerated_head=st.NONE,
-        )
-
-    def _set_machines(self) -> None:
-        cluster, count = self.cluster, self.cluster.num_machines
-        machines = self._keep("machines", np.zeros(count, rec.MACHINE))
-        for name in machines.dtype.names or ():
-            if name.endswith(("_head", "_tail")):
-                machines[name] = st.NONE
-        machines["index"] = np.arange(count)
-        machines["row"] = cluster.machine_row
-        machines["home_pool"] = machines["pool"] = cluster.home_pools
-        machines["capacity"] = cluster.kv_capacity_tokens
-        machines["bandwidth"] = np.maximum(1, cluster.link_bytes_per_s // 64)
-        machines["transfer_constant_ns"] = cluster.blank.transfer_constant_ns
-        machines["idle"] = 1
-        leaves = 1 << max(0, count - 1).bit_length()
-        # A stride of whole pages would put all batches into the same sets of the processor's caches.
-        stride = cluster.config.batching.max_tasks + 5
-        self._set(num_machines=count, num_leaves=leaves)
-        self._set(task_stride=stride * rec.TASK.itemsize)
-        self._keep("batches", np.zeros((count + 1) * stride, rec.TASK))
-        machines["posted"] = st.NONE
-        padded = -(-count // board.BLOCK) * board.BLOCK
-        self._set(num_padded=padded)
-        self._keep("board_pending", np.full((board.POOLS, padded), st.FAR, np.int64))
-        self._keep("board_least", np.full((board.POOLS, padded // board.BLOCK), st.FAR, np.int64))
-        self._keep("board_expected", np.full((board.POOLS, padded), np.inf))
-        self._keep("board_requests", np.zeros(padded))
-        self._keep("tree", np.full(2 * leaves, st.FAR, np.int64))
-        self._keep("next_ends", np.full(count, st.FAR, np.int64))
-        self._keep("touched_list", np.zeros(count, rec.SHORT))
-        self._keep("wake_list", np.zeros(count, rec.SHORT))
-        self._keep("reached", np.zeros(count, rec.SHORT))
-
-    def _set_requests(self, trace: Trace, slots: int) -> None:
-        count = len(trace)
+    def _set_requests(self, trace: Trace) -> None:
+        count, machines = len(trace), self.cluster.num_machines
         if self._streaming:
+            self.outcomes = Outcomes.empty(None, machines)
             rows = DRAINED_ROWS + self.cluster.config.batching.max_tasks
-            self._keep("outcomes", np.zeros(rows, rec.OUTCOME))
+            self._keep("outcomes", np.empty(rows, rec.OUTCOME))
             self._set(streaming=1, result_rows=rows)
             self.feed(trace)
-        else:
-            self._set_outcomes(trace)
-        self._set_slots(min(max(FIRST_SLOTS, slots), count + 1))
-        heap_rows = 8 * (int(self.sim["num_slots"]) + self.cluster.num_machines) + 1024
-        self._keep("heap", np.zeros(heap_rows, rec.EVENT))
-        self._set(heap_rows=heap_rows)
-
-    def _set_outcomes(self, trace: Trace) -> None:
-        """A place for what becomes of each request."""
-        out, count = self.outcomes, len(trace)
-        results = self._keep("outcomes", np.empty(count, rec.OUTCOME))
-        for name in rec.RESULTS:
-            results[name] = 0 if name in _COUNTS else NEVER
-            setattr(out, name, results[name])
-        self._keep("order", np.zeros(count, np.int64))
+            return
+        results = self._keep("outcomes", np.repeat(_NOTHING, count))
+        self.outcomes = out = Outcomes.empty(trace, machines, {name: results[name] for name in rec.RESULTS})
+        self._keep("order", np.empty(count, np.int64))
         self._keep("arrivals", out.arrival_ns)
         self._keep("prompts", out.prompt_tokens)
         self._keep("outputs", out.output_tokens)
@@ -200,47 +118,30 @@ class Arrays:
             self._keep("limits", np.ascontiguousarray(trace.max_tokens, np.int64))
         self._set(num_requests=count, unfinished=count)
 
-    def _set_slots(self, size: int) -> None:
-        """Slots for requests in flight; those that there are, if any, are all in use."""
-        jobs = np.zeros(size, rec.JOB)
-        old = self._kept.get("jobs", jobs[:0])
-        jobs[: len(old)] = old
-        jobs["queue_next"][len(old) : -1] = np.arange(len(old) + 1, size)
-        jobs["queue_next"][-1] = st.NONE
-        self._keep("jobs", jobs)
-        self._set(free_head=len(old), num_slots=size)
-
-    def _set_tables(self, watts: Ints) -> None:
-        tables = self.cluster.tables
-        for name, array in zip(
-            ("knot_tokens", "knot_ns", "knot_counts", "token_base", "token_slope", "mixed_factor"),
-            tables,
-            strict=True,
-        ):
-            self._keep(name, np.ascontiguousarray(array))
-        self._keep("watts", watts)
-        self._set(
-            num_types=len(tables.prompt_knots),
-            num_knots=tables.prompt_tokens.shape[1],
-            num_batches=tables.token_base.shape[1],
-            watt_columns=watts.shape[1],
-        )
+    def _set_room(self, slots: int, before: "Arrays | None") -> None:
+        """Slots for requests in flight, batches, and a heap of events."""
+        if before is not None:
+            for name in _SPARE:
+                self._keep(name, before._kept[name])
+            self._kept["jobs"]["in_use"][: before.sim["used_slots"]] = 0
+        else:
+            machines = self.cluster.num_machines
+            self._keep("jobs", aligned(slots, rec.JOB))["in_use"] = 0
+            self._keep("heap", aligned(8 * (slots + machines) + 1024, rec.EVENT))
+            rows = (machines + 1) * int(self.sim["task_stride"]) // rec.TASK.itemsize
+            self._keep("batches", aligned(rows, rec.TASK))
+        self._set(num_slots=len(self._kept["jobs"]), heap_rows=len(self._kept["heap"]))
 
     def _set_view(self) -> None:
-        """A view whose arrays are the simulation's own, with the contents of a fresh one."""
-        fresh, count = self.cluster.blank, self.cluster.num_machines
-        longs = self._keep("view_longs", np.zeros((len(show.VIEW_LONGS), count), np.int64))
-        flags = self._keep("view_flags", np.ones((len(show.VIEW_FLAGS), count), np.uint8))
-        arrays = dict(zip(show.VIEW_LONGS, longs, strict=True))
-        arrays |= dict(zip(show.VIEW_FLAGS, flags, strict=True))
-        arrays["prompt_share"] = self._keep("view_reals", np.zeros(count))
+        """A view whose arrays are the simulation's own."""
+        arrays: dict[str, Any] = dict(zip(show.VIEW_LONGS, self._kept["view_longs"], strict=True))
+        arrays |= zip(show.VIEW_FLAGS, self._kept["view_flags"], strict=True)
+        arrays["prompt_share"] = self._kept["view_reals"]
         arrays["clock"] = self._head["now"]
         arrays["counters"], arrays["mean_output"] = self._head["counters"][0], self._head["mean_output"][0]
-        for name, array in arrays.items():
-            array[:] = getattr(fresh, name)
         for name in ("clock", "counters", "mean_output"):
             self.sim[f"{name}_at"] = address_of(arrays[name])
-        self.view: ClusterView = fresh._replace(**arrays)
+        self.view: ClusterView = self.cluster.blank._replace(**arrays)
 
     def prepare(self, fast: int, num_params: int) -> None:
         """Make what a routing scheduler's fast form looks at; the next decision shows it all machines.

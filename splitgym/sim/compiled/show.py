@@ -35,15 +35,18 @@ PROMPT_MASK, TOKEN_MASK = 1, 2
 @compiled
 def weigh(sim, machine):
     """A machine's present pool, and whether it may be chosen; counts those that may."""
-    if machine.up:
-        count_up(sim, machine.pool, -1)
     home = machine.home_pool
     tokens, prompts = machine.running + machine.inbound > 0, machine.prompt_tokens > 0
     mixed = (home == TO_PROMPT and tokens) or (home == TO_TOKEN and prompts)
-    machine.pool = TO_MIXED if mixed else home
-    machine.up = 1 if machine.down == 0 and not machine.switching else 0
+    pool = TO_MIXED if mixed else home
+    up = 1 if machine.down == 0 and not machine.switching else 0
+    if pool == machine.pool and up == machine.up:
+        return
     if machine.up:
-        count_up(sim, machine.pool, 1)
+        count_up(sim, machine.pool, -1)
+    machine.pool, machine.up = pool, up
+    if up:
+        count_up(sim, pool, 1)
 
 
 @compiled

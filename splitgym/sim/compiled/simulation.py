@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from splitgym.sim.compiled import state as st
 from splitgym.sim.compiled.requests import publish_all
-from splitgym.sim.compiled.setup import Arrays, Ints
+from splitgym.sim.compiled.setup import Arrays
+from splitgym.sim.compiled.template import Ints, aligned
 from splitgym.sim.outcomes import Outcomes
 from splitgym.types import UNKNOWN, RequestInfo
 
@@ -18,7 +19,11 @@ class Simulation(Arrays):
     def grow(self, why: int) -> None:
         """Double the array that is full."""
         if why == st.GROW_JOBS:
-            self._set_slots(2 * int(self.sim["num_slots"]))
+            old = self._kept["jobs"]  # all in use
+            jobs = aligned(2 * len(old), old.dtype)
+            jobs.view(np.uint8)[: old.nbytes] = old.view(np.uint8)
+            jobs["in_use"][len(old) :] = 0
+            self._set(num_slots=len(self._keep("jobs", jobs)))
             return
         name, size = {
             st.GROW_HEAP: ("heap", "heap_rows"),

@@ -17,6 +17,10 @@ DECIDE, DONE, GROW_JOBS, GROW_HEAP, GROW_TIMELINE, GROW_LOG, FEED, DRAIN = range
 PAPER, VLLM = range(2)
 """Rules of batching."""
 
+SPLITWISE, INDEX, RESIDUAL, OBSERVED = 1, 2, 3, 4
+"""Forms of routing of their own: schedulers, and OBSERVED: compiled code is asked, which looks at what `observed`
+keeps."""
+
 TO_PROMPT, TO_TOKEN, TO_MIXED = int(Pool.PROMPT), int(Pool.TOKEN), int(Pool.MIXED)
 
 KIND_SHIFT = 40

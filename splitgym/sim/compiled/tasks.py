@@ -14,7 +14,7 @@ def forgive_aged(sim, machine):
     machine.aged = 0
 
 
-@compiled
+@inlined
 def begin_tokens(sim, machine):
     """Contiguous token iterations over the whole batch, up to the first completion."""
     if machine.aged:
@@ -78,7 +78,7 @@ def leave_out(sim, machine, job):
         machine.fresh_head = job.slot
 
 
-@compiled
+@inlined
 def end_tasks(sim, machine):
     """The token tasks of an iteration with prompts have one more token each."""
     decodes = machine.decodes

@@ -19,15 +19,15 @@ def constant_runs(sim, job):
     transfer_event(sim, job, max(sim.now, job.prompt_end_ns + constant))
 
 
-@compiled
+@inlined
 def transfer_ends(sim, job):
     """A stage of a transfer is over."""
     if job.flight == 1:
         source, target = machine_at(sim, job.source), machine_at(sim, job.target)
         settle_transfer(sim, job)
         leave_network(sim, job, source, target)
-        touch(sim, source)
-        touch(sim, target)
+        touch_view(sim, source)
+        touch_view(sim, target)
         if job.phase == PROMPT:
             job.flight = 2
             return
@@ -43,11 +43,14 @@ def shipped(sim, job):
     source, target = machine_at(sim, job.source), machine_at(sim, job.target)
     if sim.logging:
         log_event(sim, sim.now, EventKind.TRANSFER_END, job.request, job.target)
+    if sim.large:
+        fetch_place(sim, target)
     job.transfer_end_ns = sim.now
     job.flight = 0
     source.shipments -= 1
     target.shipments -= 1
-    source.promised -= job.prompt_tokens + 1
+    if sim.oracle:
+        source.promised -= job.prompt_tokens + 1
     source.reserved -= job.held_prompt
     source.kv_used_tokens -= job.prompt_tokens + 1
     job.held_prompt = 0
@@ -83,5 +86,5 @@ def abort_transfer(sim, job):
         target.reserved -= job.held_token
         target.kv_used_tokens -= job.prompt_tokens + 1
         job.held_token = 0
-        touch(sim, source)
+        touch_view(sim, source)
         touch(sim, target)

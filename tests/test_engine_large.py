@@ -1,0 +1,105 @@
+"""What the compiled engine does for clusters of hundreds of machines, and between runs: the same results."""
+
+import numpy as np
+import pytest
+from test_engines_agree import assert_same
+from tiny import tiny_cluster, tiny_trace
+
+from splitgym import schedulers, trace
+from splitgym.cluster import Cluster
+from splitgym.config import ClusterConfig, Fault, parse_machines
+from splitgym.sim.compiled.board import EMPTY, FAN, GROUP
+from splitgym.sim.compiled.lists import first_end, next_end, set_end
+from splitgym.sim.compiled.state import FAR
+from splitgym.sim.compiled.template import LARGE
+from splitgym.sim.compiled_engine import CompiledEngine
+from splitgym.sim.simpy_engine import simpy_engine
+
+
+def run_splitwise(make, cluster, workload):
+    engine = make(cluster, schedulers.routing("splitwise"), schedulers.sizing("static"))
+    engine.reset(workload)
+    assert engine.run_until_decision() is None
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("machines", "rate_per_s"), [("h100-80gb:20P+a100-80gb:280T", 300.0), ("h100-80gb:290P10T", 700.0)]
+)
+def test_large_clusters_agree(machines, rate_per_s):
+    """Several groups on the board; few prompt machines, then few token machines, so that pools overflow."""
+    faults = (Fault(machine=3, at_s=0.5, duration_s=1.0), Fault(machine=295, at_s=0.7, duration_s=0.5))
+    cluster = Cluster.resolve(ClusterConfig(machines=parse_machines(machines), faults=faults))
+    assert cluster.num_machines > max(GROUP, LARGE)
+    workload = trace.poisson(trace.load("azure-code-synth"), rate_per_s, 3.0, seed=5)
+    spec = run_splitwise(simpy_engine, cluster, workload).outcomes()
+    fast = run_splitwise(CompiledEngine, cluster, workload)
+    assert_same(spec, fast.outcomes())
+    assert len(set(spec.prompt_machine)) > 20 and len(set(spec.token_machine)) > 20
+
+
+def test_the_boards_bounds_hold():
+    """After a run: no machine of a block is expected to hold less than the block's bounds say."""
+    cluster = Cluster.resolve(ClusterConfig(machines=parse_machines("h100-80gb:6P20T")))
+    workload = trace.poisson(trace.load("azure-conv-synth"), 40.0, 10.0, seed=6)
+    engine = CompiledEngine(cluster, schedulers.routing("splitwise"), None)
+    engine.reset(workload)
+    for _ in range(4):
+        engine.run_until_decision()
+        engine.apply(0)
+    simulation = engine._simulation
+    sim, kept = simulation.sim, simulation._kept
+    expected = kept["board_expected"].reshape(3, -1)[1]
+    low, high = (kept[name].reshape(3, -1)[1] for name in ("board_low", "board_high"))
+    padded, blocks = int(sim["num_padded"]), int(sim["num_blocks"])
+    assert sim["mean_low"] < sim["mean_high"] and np.isfinite(expected).sum() > FAN
+    for mean in np.linspace(sim["mean_low"], sim["mean_high"], 5):
+        share = (mean - sim["mean_low"]) / (sim["mean_high"] - sim["mean_low"])
+        ahead = np.maximum(kept["board_used"], expected + kept["board_requests"] * mean)
+        for numbers, size in ((slice(padded, padded + blocks), FAN), (slice(padded + blocks, None), GROUP)):
+            bounds = low[numbers] + share * (high[numbers] - low[numbers])
+            least = np.minimum(EMPTY, ahead).reshape(-1, size).min(axis=1)
+            assert (bounds * (1 - 1e-9) <= least).all()
+            filled = least < EMPTY
+            assert filled.any() and (bounds[filled] >= 0.5 * least[filled]).all()  # and are worth something
+
+
+def test_ends_of_iterations():
+    """The first machine of all, and the first of the others, the lowest index on ties."""
+    count = 37
+    engine = CompiledEngine(tiny_cluster("M" * count))
+    engine.reset(tiny_trace((0.0, 10, 2)))
+    sim = engine._simulation.sim
+    rng = np.random.default_rng(1)
+    ends = np.full(count, FAR)
+    for i in range(2_000):
+        m, time = i % count if i < count else int(rng.integers(count)), int(rng.integers(40))
+        set_end(sim, m, time)
+        ends[m] = time
+        if i < count:
+            continue
+        first = int(np.argmin(ends))
+        assert first_end(sim) == first
+        others = np.where(np.arange(count) == first, FAR, ends)
+        assert ends[next_end(sim, first)] == others.min()
+
+
+def test_a_run_leaves_nothing_behind_for_the_next():
+    """A reset in the middle of a run, with requests in every phase, then another trace."""
+    cluster = tiny_cluster("PPTM")
+    first = tiny_trace(*[(0.001 * i, 600 + i, 40) for i in range(300)])
+    second = tiny_trace(*[(0.003 * i, 20 + 5 * i, 1 + i % 30) for i in range(200)])
+    engine = CompiledEngine(cluster, None, schedulers.sizing("static"))
+    engine.reset(first)
+    for i in range(250):
+        engine.run_until_decision()
+        engine.apply((i % 4, (i + 1) % 4))
+    outcomes = []
+    for run in (engine, CompiledEngine(cluster, None, schedulers.sizing("static"))):
+        run.reset(second)
+        i = 0
+        while run.run_until_decision() is not None:
+            run.apply((i % 4, (i + i // 4) % 4))
+            i += 1
+        outcomes.append(run.outcomes())
+    assert_same(*outcomes)
