@@ -35,7 +35,7 @@ LEARNING = {"torch", "stable_baselines3", "sb3_contrib", "agents"}
 HOOK = ("cli/learning.py", "agents.cli")
 """The one late import: the command line adds the learning commands when it runs from a checkout."""
 
-BY_NUMBA = ("njit", "overload", "compiled", "with_schedulers")
+BY_NUMBA = ("njit", "overload", "compiled", "inlined", "with_schedulers")
 """Decorators of functions that Numba types by itself (the last two are of `splitgym/sim/compiled`)."""
 
 TEXT = {".py", ".toml", ".txt", ".md", ".yaml", ".yml", ".json", ".csv", ".sh", ".cfg", ""}

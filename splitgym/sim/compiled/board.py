@@ -89,7 +89,7 @@ def post_tokens(sim, pool, m, tokens, requests, used):
 
 @compiled
 def post_used(sim, pool, m):
-    """A machine holds more than the board knows: it need not be looked at again before others hold as much."""
+    """A machine holds more than the board knew: it is not looked at again before others hold as much."""
     put_real(sim.board_used, m, np.float64(machine_at(sim, m).kv_used_tokens))
     put_bounds(sim, pool, m)
 
