@@ -18,8 +18,7 @@ PAPER, VLLM = range(2)
 """Rules of batching."""
 
 SPLITWISE, INDEX, RESIDUAL, OBSERVED = 1, 2, 3, 4
-"""Forms of routing of their own: schedulers, and OBSERVED: compiled code is asked, which looks at what `observed`
-keeps."""
+"""Forms of routing of their own. OBSERVED: compiled code is asked, and looks at what `observed` keeps."""
 
 TO_PROMPT, TO_TOKEN, TO_MIXED = int(Pool.PROMPT), int(Pool.TOKEN), int(Pool.MIXED)
 
