@@ -16,6 +16,7 @@ MP_ORACLE = "mp, best split and threshold in hindsight"
 INDEX = "index"
 TUNED = "index tuned for this cluster"
 RESIDUAL = "ES residual"
+NARROW = "ES residual, 16 hidden units, loads to 1.35"
 PRETRAINED_ROUTING = "pretrained:routing"
 
 NO_SPLIT = {
@@ -69,7 +70,8 @@ def field_of(case: Case, agents: dict[str, tuple[str, bool]] | None = None) -> F
     rows[TUNED] = [_kept(f"cem-{case.name}")] if weights.read(f"cem-{case.name}") else []
     if case.name != "8h":
         rows["index tuned for 8 H100"] = [_kept("cem-8h")] if weights.read("cem-8h") else []
-    rows[RESIDUAL] = [_kept(name) for name in weights.names("es-seed")]
+    rows[NARROW] = [_kept(name) for name in weights.names("es-seed")]
+    rows[RESIDUAL] = [_kept(name) for name in weights.names("es-wide-seed")]
     for row, (text, pools) in (AGENTS if agents is None else agents).items():
         if exists(text):
             made = contender_of(text, split if pools else mixed)
