@@ -2,9 +2,10 @@
 
 python -m agents.midway RUN_A RUN_B -o BUNDLE
 
-Two runs of evolution of which one began at the other's result, with another weight of the tail, end at two ends
-of a line: one lets a few wait without end, the other gives goodput away. Half-way on that line a policy has
-most of both (docs/experiments.md, section 15). Constants are averaged by their logarithm, as they are searched.
+Two runs of evolution of which one began at the other's result, with another weight of the tail, end at two
+ends of a line: one lets a few wait without end, the other gives goodput away. Half-way on that line a policy
+has most of both (docs/experiments.md, section 15). Constants are averaged by their logarithm, as they are
+searched.
 """
 
 import argparse
