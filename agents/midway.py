@@ -58,7 +58,8 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the new bundle")
     options = parser.parse_args()
     try:
-        made = write(*options.ends, options.out)
+        a, b = options.ends
+        made = write(a, b, options.out)
     except SplitgymError as error:
         parser.exit(2, f"agents.midway: {error}\n")
     print(f"{made.name}: written to {options.out}")
