@@ -63,7 +63,7 @@ SPACES: dict[str, dict[str, Range]] = {
     "es": {
         "evolution.learning_rate": Range(0.03, 0.6, log=True),
         "evolution.average": Range(0.005, 0.1, log=True),
-        "evolution.hidden": Range(4, 24, log=True, whole=True),
+        "evolution.hidden": Range(4, 48, log=True, whole=True),
     },
     "cem": {
         "evolution.elite": Range(0.1, 0.5),
