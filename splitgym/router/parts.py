@@ -21,7 +21,7 @@ from splitgym.router.upstream import Upstream
 from splitgym.slo import is_good
 from splitgym.types import NS_PER_S, to_ns
 
-_SETTLE_S = 0.005
+_SETTLE_S = 0.0005
 
 
 class Parts:
