@@ -13,7 +13,7 @@ from splitgym.cli import app
 from splitgym.cluster import Cluster
 from splitgym.config import MachineGroup
 from splitgym.errors import ConfigError, TraceError
-from splitgym.evaluation import contender
+from splitgym.evaluation import contender, replay
 from splitgym.evaluation.compare_log import compare_log
 from splitgym.evaluation.replay import cluster_of, decide
 from splitgym.profile import load
@@ -142,7 +142,7 @@ def role(at_s, server, to, **fields):
     return line | {"why": "policy", "outcome": "done", "took_s": 0.1} | fields
 
 
-def test_a_policy_finds_servers_in_the_roles_of_the_log(tmp_path):
+def test_a_policy_finds_servers_in_the_roles_of_the_log(tmp_path, monkeypatch):
     """Confined to its pools, it uses t0 for prompts from its change on, and not before."""
     rows = [request(i, 0.1 * i, prompt_tokens=3000, output_tokens=4) for i in range(80)]
     begun = {**start(CONFIG), "confine": True}
@@ -163,6 +163,16 @@ def test_a_policy_finds_servers_in_the_roles_of_the_log(tmp_path):
     assert (before[:40] == pairs[:40]).all() and (before[41:, 0] != t0).all(), "one rulebook, two engines"
     found = compare_log(traffic, policy=lambda config: contender("index", cluster=config))
     assert "1 role changes in the log were replayed" in found.notes
+    # How far it is, is told while it decides and while all is simulated, and only grows.
+    monkeypatch.setattr(replay, "_PROGRESS_EVERY", 20)
+    told: list[int] = []
+    compare_log(traffic, policy=lambda config: contender("index", cluster=config), progress=told.append)
+    assert told == [20, 40, 60, 80, 80, 100, 120, 140]
+    seen: list[int] = []
+    again = decide(
+        run, cluster, contender("index", cluster=cluster.config), True, servers, progress=seen.append
+    )
+    assert seen == [20, 40, 60, 80] and (np.array(again) == pairs).all()
     # One that resizes goes its own way; logged decisions hold what the roles were.
     found = compare_log(traffic, policy=lambda config: contender("index+reactive", cluster=config))
     assert "1 role changes in the log went their own way" in found.notes

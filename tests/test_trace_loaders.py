@@ -102,9 +102,12 @@ def test_many_blocks_are_one_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(loaders, "BLOCK_ROWS", 100)
     n = 5000
     trace = Trace(np.arange(n) / 7, np.arange(n) + 1, np.full(n, 3), np.arange(n) + 9, "many", {"a": "b"})
+    monkeypatch.setattr(loaders, "SAVED_ROWS", 1500)
     for ending in (".csv", ".parquet"):
-        save(trace, tmp_path / f"t{ending}")
+        told: list[int] = []
+        save(trace, tmp_path / f"t{ending}", told.append)
         assert load_file(tmp_path / f"t{ending}").equals(trace)
+        assert told == [1500, 3000, 4500, 5000]
     lines = (tmp_path / "t.csv").read_text().splitlines()
     lines[4002] = lines[4002].replace(",3,", ",0,")
     with pytest.raises(TraceError, match=r"data row 4001 \(line 4003\): output_tokens is 0"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from splitgym.cli.options import AsJson, Force, make_folder, reading, refuse_to_replace, words
+from splitgym.cli.options import AsJson, Force, make_folder, progress, reading, refuse_to_replace, words
 
 if TYPE_CHECKING:
     from splitgym.trace.importers import Imported
@@ -178,7 +178,8 @@ def _write(
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
     make_folder(out.parent)
-    save(found.trace, out)
+    with progress("saving", len(found.trace)) as (bar, task):
+        save(found.trace, out, lambda done: bar.update(task, completed=done))
     if as_json:
         print(json.dumps(describe(found.trace), indent=1))
         return

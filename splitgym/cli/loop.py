@@ -149,7 +149,8 @@ def compare_log(
         )
     with reading(logs) as tell:
         traffic = read_decision_log(logs, skip_bad=skip_bad, progress=tell)
-    with progress("simulating", min(last or traffic.requests, traffic.requests)) as (bar, task):
+    passes = 1 if policy == comparing.LOGGED else 2  # a policy decides before all is simulated
+    with progress("simulating", passes * min(last or traffic.requests, traffic.requests)) as (bar, task):
         found = comparing.compare_log(
             traffic,
             profile=profile or (),

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -148,7 +148,7 @@ def compare_log(
         policy: makes who decides in the simulator, for a cluster; None takes the logged decisions. With a
             policy, single requests go other ways than they went, and only percentiles can be compared.
         last: measure the newest so many requests only; what was under way beside them is simulated too.
-        progress: called with the number of requests simulated.
+        progress: called with the number of requests simulated; with a policy, decided ones are added.
 
     Raises:
         ConfigError, ProfileError: servers that are not known; see `cluster_of`.
@@ -165,20 +165,21 @@ def compare_log(
         else:
             entrant = policy(where.config)
             name = entrant.name
-            pairs = decide(run, where, entrant, bool(run.header.get("confine", False)), servers)
+            told = None if progress is None else partial(_add, progress, done)
+            pairs = decide(run, where, entrant, bool(run.header.get("confine", False)), servers, told)
+            done += len(run.requests)
             went = "went their own way" if resizes(entrant) else "were replayed"
             moved += [f"{len(run.roles)} role changes in the log {went}"] if run.roles else []
             starts = [request.arrival_s for request in run.requests]
-        at = done
-
-        def tell(count: int, at: int = at) -> None:
-            if progress is not None:
-                progress(at + count)
-
-        times = simulate(where, run.requests, pairs, starts, tell)
+        told = None if progress is None else partial(_add, progress, done)
+        times = simulate(where, run.requests, pairs, starts, told)
         done += len(run.requests)
         parts.append(_Part(where, run.requests, pairs, times, first_s))
     return _summary(traffic, name, parts, moved)
+
+
+def _add(progress: Callable[[int], None], before: int, count: int) -> None:
+    progress(before + count)
 
 
 @dataclass(frozen=True)

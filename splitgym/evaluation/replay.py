@@ -17,6 +17,7 @@ from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig, from_mapping
 from splitgym.errors import ConfigError
 from splitgym.evaluation.contenders import Contender, cluster_for
+from splitgym.schedulers import RoutingScheduler
 from splitgym.schedulers.sizing import Static
 from splitgym.sim import make_engine
 from splitgym.sim.engine import Engine
@@ -25,7 +26,8 @@ from splitgym.sim.outcomes import NEVER
 from splitgym.sim.simpy_engine import simpy_engine
 from splitgym.trace import Trace
 from splitgym.trace.decision_log import LoggedRequest, LoggedRun
-from splitgym.types import NS_PER_S, UNKNOWN, Pool, to_ns
+from splitgym.types import NS_PER_S, UNKNOWN, Pool, RequestInfo, to_ns
+from splitgym.view import ClusterView
 
 Floats = NDArray[np.float64]
 Pair = tuple[int, int]
@@ -165,8 +167,32 @@ def resizes(entrant: Contender) -> bool:
     return not isinstance(entrant.sizing, Static)
 
 
+class _Counted:
+    """A router that says now and then how many requests it has routed."""
+
+    def __init__(self, routing: RoutingScheduler, progress: Callable[[int], None]) -> None:
+        self._routing, self._progress, self._routed = routing, progress, 0
+        self.name = routing.name
+
+    def reset(self, view: ClusterView, seed: int) -> None:
+        """As of the router."""
+        self._routing.reset(view, seed)
+
+    def route(self, view: ClusterView, request: RequestInfo) -> tuple[int, int]:
+        """As of the router."""
+        self._routed += 1
+        if self._routed % _PROGRESS_EVERY == 0:
+            self._progress(self._routed)
+        return self._routing.route(view, request)
+
+
 def decide(
-    run: LoggedRun, cluster: Cluster, entrant: Contender, confine: bool, names: Sequence[str] = ()
+    run: LoggedRun,
+    cluster: Cluster,
+    entrant: Contender,
+    confine: bool,
+    names: Sequence[str] = (),
+    progress: Callable[[int], None] | None = None,
 ) -> list[Pair]:
     """What a policy decides for the requests of a run, in the simulator as it is trained in.
 
@@ -179,6 +205,7 @@ def decide(
         entrant: who decides.
         confine: phases to their pools?
         names: of the servers, in the cluster's order; needed where the run has role changes.
+        progress: called with the number of requests decided, where that takes long.
     """
     loads = [request for request in run.requests if is_load(request)]
     first_s = loads[0].arrival_s
@@ -194,9 +221,8 @@ def decide(
     engine: Engine
     if run.roles and not resizes(entrant):
         # The specification takes moves of single machines at any time.
-        engine = simpy_engine(
-            where, entrant.routing, entrant.sizing, roles=roles_of(run, names, loads[0].arrival_s)
-        )
+        routing = entrant.routing if progress is None else _Counted(entrant.routing, progress)
+        engine = simpy_engine(where, routing, entrant.sizing, roles=roles_of(run, names, loads[0].arrival_s))
     else:
         engine = make_engine(where, entrant.routing, entrant.sizing)
     engine.reset(trace, 0)

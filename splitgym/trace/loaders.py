@@ -93,11 +93,20 @@ def _checked(path: str | Path) -> Path:
     return path
 
 
-def save(trace: Trace, path: str | Path) -> None:
+SAVED_ROWS = 1 << 20
+"""Rows between two words on how far saving is; a row group of Parquet."""
+
+
+def save(trace: Trace, path: str | Path, progress: Callable[[int], None] | None = None) -> None:
     """Write a trace as `.csv` or `.parquet` so that `load_file` gives exactly the same one back.
 
     Name and provenance go into the Parquet metadata, or into the comment line at the top of the CSV. The file
     appears whole or not at all.
+
+    Args:
+        trace: to write.
+        path: of the file.
+        progress: called with the number of requests written so far.
 
     Raises:
         TraceError: another ending, or a place that cannot be written.
@@ -117,17 +126,29 @@ def save(trace: Trace, path: str | Path) -> None:
     part = path.with_name(path.name + ".part")
     try:
         if path.suffix == ".parquet":
-            pa_parquet.write_table(table.replace_schema_metadata({PARQUET_KEY: about}), part)
+            told = table.replace_schema_metadata({PARQUET_KEY: about})
+            with pa_parquet.ParquetWriter(part, told.schema) as parquet:
+                _in_parts(told, parquet.write_table, progress)
         else:
             with part.open("wb") as file:
                 file.write(f"# {MARK}{about}\n{','.join(columns)}\n".encode())
                 options = pa_csv.WriteOptions(include_header=False)
-                pa_csv.write_csv(table, file, options)
+                with pa_csv.CSVWriter(file, table.schema, write_options=options) as csv:
+                    _in_parts(table, csv.write_table, progress)
         part.replace(path)
     except OSError as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise TraceError(f"{path}: cannot be written ({error})") from None
+
+
+def _in_parts(
+    table: pa.Table, write: Callable[[pa.Table], None], progress: Callable[[int], None] | None
+) -> None:
+    for first in range(0, max(1, table.num_rows), SAVED_ROWS):
+        write(table.slice(first, SAVED_ROWS))
+        if progress is not None:
+            progress(min(table.num_rows, first + SAVED_ROWS))
 
 
 class _Column:
