@@ -294,6 +294,7 @@ def test_steps_ask_for_what_they_say(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_a_server_that_gives_up_loses_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     limits = Limits(repeats=1, output_tokens=4, max_prompt=256, max_batch=2)
+    options = replace(OPTIONS, port=free_ports(OPTIONS.engines))  # The same address again: what is kept names it.
     left, answer = [12], EngineServer._answer
 
     async def tired(self: EngineServer, request: Any, body: Any) -> Any:
@@ -305,11 +306,9 @@ def test_a_server_that_gives_up_loses_nothing(monkeypatch: pytest.MonkeyPatch, t
     with monkeypatch.context() as patch:
         patch.setattr(EngineServer, "_answer", tired)
         with pytest.raises(ProfileError, match="refused a request with 500: "):
-            in_virtual_time(monkeypatch, limits, tmp_path / "m.jsonl")
+            in_virtual_time(monkeypatch, limits, tmp_path / "m.jsonl", options)
     before = (tmp_path / "m.jsonl").read_text()
     assert before.count('"step"') >= 2
-    url = json.loads(before.splitlines()[0])["url"]
-    options = replace(OPTIONS, port=int(url.rsplit(":", 1)[1]))
     again = in_virtual_time(monkeypatch, limits, tmp_path / "m.jsonl", options)
     assert again.stopped == "" and (tmp_path / "m.jsonl").read_text().startswith(before)
 
