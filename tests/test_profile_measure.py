@@ -294,7 +294,8 @@ def test_steps_ask_for_what_they_say(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_a_server_that_gives_up_loses_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     limits = Limits(repeats=1, output_tokens=4, max_prompt=256, max_batch=2)
-    options = replace(OPTIONS, port=free_ports(OPTIONS.engines))  # The same address again: what is kept names it.
+    # The same address again: what is kept names it.
+    options = replace(OPTIONS, port=free_ports(OPTIONS.engines))
     left, answer = [12], EngineServer._answer
 
     async def tired(self: EngineServer, request: Any, body: Any) -> Any:
