@@ -152,6 +152,7 @@ class Judge:
             "tail": float(np.nanmean(found.tail)),
             "ttft_slowdown_p99": float(np.nanmean(found.ttft_p99)),
             "energy_per_request_kj": float(np.nanmean(found.energy_kj)),
+            "slo_excess": float(np.nanmean(found.excess)),
             f"over_{than}": float(np.nanmean(found.goodput - self._plain.goodput)),
             f"tail_over_{than}": float(np.nanmean(found.tail - self._plain.tail)),
         }

@@ -50,6 +50,10 @@ class EvolutionConfig:
     None: the same as elsewhere."""
     overload_from: float = Field(default=1.4, gt=0)
     """Load from which `tail_weight_overload` holds."""
+    slo_weight: float = Field(default=0.0, ge=0)
+    """What missing the nine SLOs costs: slo_weight x excess is taken off, see `agents.scenarios.excess`."""
+    slo_until: float = Field(default=1.3, gt=0)
+    """Load up to which it counts: beyond, nobody can hold them."""
     energy_weight: float = Field(default=0.0, ge=0)
     """What a kilojoule a request costs: energy_weight x energy is taken off as well."""
     hidden: int = Field(default=16, ge=0)

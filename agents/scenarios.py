@@ -20,8 +20,9 @@ from splitgym.config import ClusterConfig, parse_machines
 from splitgym.errors import ConfigError, TraceError
 from splitgym.evaluation.saturate import known_or_measured
 from splitgym.evaluation.workloads import Workload, find, parse
-from splitgym.metrics import RequestTable, request_table
+from splitgym.metrics import RequestTable, percentiles, request_table
 from splitgym.sim import make_engine
+from splitgym.slo import NINE_SLOS
 from splitgym.trace import Trace, stretch_outputs
 
 Floats = NDArray[np.float64]
@@ -29,6 +30,9 @@ Floats = NDArray[np.float64]
 WORST_SHARE = 0.02
 TAIL_FROM = 6.0
 """The tail is what the worst 2 % of the requests wait beyond the p99 SLO of the TTFT slowdown, 6."""
+
+EXCESS_FROM, EXCESS_MOST = -0.05, 0.5
+"""Logarithms of percentile over limit: from 5 % below the limit an SLO costs, up to 1.65 times the limit."""
 
 _TRIES = 100
 
@@ -52,15 +56,17 @@ class Scores:
     tail: Floats  # (K, S) see `tail`
     ttft_p99: Floats  # (K, S) of the TTFT slowdown
     energy_kj: Floats  # (K, S) a request of the whole run
+    excess: Floats  # (K, S) over the nine SLOs, see `excess`
 
     loads: Floats  # (S,) of the scenarios
 
     def fitness(self, evolution: EvolutionConfig) -> Floats:
-        """(K,) what is sought, the mean over scenarios: goodput less what tail and energy cost."""
+        """(K,) what is sought, the mean over scenarios: goodput less what tail, SLOs and energy cost."""
         tail_weight = np.full(len(self.loads), evolution.tail_weight)
         if evolution.tail_weight_overload is not None:
             tail_weight[self.loads > evolution.overload_from] = evolution.tail_weight_overload
-        costs = tail_weight * self.tail + evolution.energy_weight * self.energy_kj
+        slo_weight = np.where(self.loads > evolution.slo_until, 0.0, evolution.slo_weight)
+        costs = tail_weight * self.tail + slo_weight * self.excess + evolution.energy_weight * self.energy_kj
         return np.asarray(np.nanmean(self.goodput - costs, axis=1))
 
 
@@ -204,8 +210,19 @@ def tail(table: RequestTable) -> float:
     return float(np.log(np.maximum(slow, TAIL_FROM) / TAIL_FROM).mean())
 
 
-def run(candidate: Pair, scenario: Scenario) -> tuple[float, float, float, float]:
-    """Goodput, tail, TTFT p99 and kilojoules a request of a router and a sizer on one scenario."""
+def excess(table: RequestTable) -> float:
+    """By how much the nine SLOs are missed: the sum over them of ln(percentile / limit) + .05, each 0 to .55.
+
+    What lies a little below a limit costs too, so that it stays there in the next window; what is far beyond
+    costs no more, so that a lost window does not outweigh those that can be won.
+    """
+    found = np.array([percentiles(table.slowdown(kind)) for kind in NINE_SLOS])
+    ratio = np.log(found / np.array(list(NINE_SLOS.values())))
+    return float(np.nansum(np.clip(ratio, EXCESS_FROM, EXCESS_MOST) - EXCESS_FROM))
+
+
+def run(candidate: Pair, scenario: Scenario) -> tuple[float, float, float, float, float]:
+    """Goodput, tail, TTFT p99, kilojoules a request and excess of a router and a sizer on one scenario."""
     cluster, workload = scenario.cluster, scenario.workload
     engine = make_engine(cluster, *candidate, engine="compiled")
     engine.reset(scenario.trace, 0)
@@ -221,8 +238,9 @@ def run(candidate: Pair, scenario: Scenario) -> tuple[float, float, float, float
         end_s=workload.end_s,
     )
     if not len(table):
-        return np.nan, np.nan, np.nan, np.nan
-    return *measures(table), float(outcomes.energy_j.sum()) / len(outcomes.finish_order) / 1e3
+        return np.nan, np.nan, np.nan, np.nan, np.nan
+    energy_kj = float(outcomes.energy_j.sum()) / len(outcomes.finish_order) / 1e3
+    return *measures(table), energy_kj, excess(table)
 
 
 def measures(table: RequestTable) -> tuple[float, float, float]:
@@ -269,6 +287,6 @@ def score(
 
     tasks = [(weights, scenario) for weights in candidates for scenario in scenarios]
     rows = np.array(list(threads.map(one, tasks)))
-    goodput, tails, p99, energy = rows.reshape(len(candidates), len(scenarios), -1).transpose(2, 0, 1)
+    goodput, tails, p99, energy, over = rows.reshape(len(candidates), len(scenarios), -1).transpose(2, 0, 1)
     loads = np.array([scenario.load for scenario in scenarios])
-    return Scores(goodput, tails, p99, energy, loads)
+    return Scores(goodput, tails, p99, energy, over, loads)

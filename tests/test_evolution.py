@@ -157,11 +157,33 @@ def test_the_tail_counts_what_a_few_wait():
 
 def test_the_tail_may_weigh_less_where_somebody_must_wait():
     goodput, tail = np.array([[0.8, 0.5, 0.7]]), np.array([[1.0, 4.0, 2.0]])
-    scores = scenarios.Scores(goodput, tail, tail, tail, np.array([1.2, 1.6, np.nan]))
+    scores = scenarios.Scores(goodput, tail, tail, tail, tail, np.array([1.2, 1.6, np.nan]))
     plain = EvolutionConfig(tail_weight=0.1)
     assert scores.fitness(plain) == pytest.approx((0.7 + 0.1 + 0.5) / 3)
     milder = replace(plain, tail_weight_overload=0.01, overload_from=1.5)
     assert scores.fitness(milder) == pytest.approx((0.7 + 0.46 + 0.5) / 3)
+
+
+def table_of(**slowdowns):
+    return replace(
+        table(slowdowns["ttft"]), **{f"{kind}_slowdown": found for kind, found in slowdowns.items()}
+    )
+
+
+def test_missing_the_nine_slos_costs_up_to_a_load_and_no_more_than_it_may():
+    limits = {"ttft": (2.0, 3.0, 6.0), "tbt": (1.25, 1.5, 5.0), "e2e": (1.25, 1.5, 5.0)}
+    held = dict.fromkeys(("ttft", "tbt", "e2e"), np.ones(100))
+    assert scenarios.excess(table_of(**held)) == 0.0
+    # All requests alike: each percentile is that number. p50 and p90 of E2E lie beyond, p99 does not.
+    over = np.log(1.5 / 1.25) + 0.05 + 0.05
+    assert scenarios.excess(table_of(**held | {"e2e": np.full(100, 1.5)})) == pytest.approx(over)
+    # Just below the limit costs a little; lost beyond measure costs as much as 1.65 times the limit.
+    assert 0 < scenarios.excess(table_of(**held | {"ttft": np.full(100, 1.97)})) < 0.05
+    lost = scenarios.excess(table_of(**{kind: np.full(100, np.inf) for kind in limits}))
+    assert lost == pytest.approx(9 * 0.55)
+    scores = scenarios.Scores(*(np.array([[x, x]]) for x in (0.8, 0.0, 1.0, 0.0, 2.0)), np.array([1.2, 1.4]))
+    costly = EvolutionConfig(slo_weight=0.1, slo_until=1.3)
+    assert scores.fitness(costly) == pytest.approx(0.8 - 0.1)
 
 
 def test_scenarios_are_drawn_as_asked():
