@@ -219,7 +219,7 @@ class EvolutionRun:
         candidates = self.search.ask(np.random.default_rng([*seed, _NOISE]))
         scores = scenarios.score(candidates, self.space, drawn, pool, config.environment.router)
         fitness = scores.fitness(config.evolution)
-        self.search.tell(fitness, self.generation / config.steps)
+        self.search.tell(scores.merit(config.evolution), self.generation / config.steps)
         self.generation += 1
         took = time.perf_counter() - started
         speed = len(candidates) * sum(len(s.trace) for s in drawn) / took

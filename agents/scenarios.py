@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from agents.config import RunConfig, cluster_of
 from agents.evolution_config import EvolutionConfig
 from agents.routers import compiled_router
+from agents.search import linear_ranks
 from agents.space import Pair, Space
 from splitgym import schedulers
 from splitgym.cluster import Cluster
@@ -62,12 +63,23 @@ class Scores:
 
     def fitness(self, evolution: EvolutionConfig) -> Floats:
         """(K,) what is sought, the mean over scenarios: goodput less what tail, SLOs and energy cost."""
+        return np.asarray(np.nanmean(self._each(evolution), axis=1))
+
+    def merit(self, evolution: EvolutionConfig) -> Floats:
+        """(K,) what the candidates of a generation are compared by, see `EvolutionConfig.ranked`."""
+        if evolution.ranked == "mean":
+            return self.fitness(evolution)
+        each = self._each(evolution)
+        there = each[:, ~np.isnan(each).all(axis=0)]
+        return np.asarray(np.mean([linear_ranks(one) for one in there.T], axis=0))
+
+    def _each(self, evolution: EvolutionConfig) -> Floats:
         tail_weight = np.full(len(self.loads), evolution.tail_weight)
         if evolution.tail_weight_overload is not None:
             tail_weight[self.loads > evolution.overload_from] = evolution.tail_weight_overload
         slo_weight = np.where(self.loads > evolution.slo_until, 0.0, evolution.slo_weight)
         costs = tail_weight * self.tail + slo_weight * self.excess + evolution.energy_weight * self.energy_kj
-        return np.asarray(np.nanmean(self.goodput - costs, axis=1))
+        return np.asarray(self.goodput - costs)
 
 
 def draw(config: RunConfig, rng: np.random.Generator) -> list[Scenario]:

@@ -164,6 +164,17 @@ def test_the_tail_may_weigh_less_where_somebody_must_wait():
     assert scores.fitness(milder) == pytest.approx((0.7 + 0.46 + 0.5) / 3)
 
 
+def test_ranks_count_small_differences_as_much_as_large_ones():
+    goodput, none = (
+        np.array([[0.99, 0.2, np.nan], [0.98, 0.9, np.nan], [0.97, 0.3, np.nan]]),
+        np.zeros((3, 3)),
+    )
+    scores = scenarios.Scores(goodput, none, none, none, none, np.array([0.5, 1.5, 1.0]))
+    assert scores.merit(EvolutionConfig()) == pytest.approx([0.595, 0.94, 0.635])
+    # Ranks of the first scenario are .5, 0, -.5, of the second -.5, .5, 0; one without requests has none.
+    assert scores.merit(EvolutionConfig(ranked="scenario")) == pytest.approx([0.0, 0.25, -0.25])
+
+
 def table_of(**slowdowns):
     return replace(
         table(slowdowns["ttft"]), **{f"{kind}_slowdown": found for kind, found in slowdowns.items()}
