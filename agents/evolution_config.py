@@ -55,9 +55,9 @@ class EvolutionConfig:
     slo_until: float = Field(default=1.3, gt=0)
     """Load up to which it counts: beyond, nobody can hold them."""
     ranked: Literal["mean", "scenario"] = "mean"
-    """What a generation's candidates are compared by: the mean of their fitness over its scenarios, or the mean
-    of their ranks in each. By ranks the small differences of low loads count as much as the large ones of
-    overload."""
+    """What the candidates of a generation are compared by: the mean of their fitness over its scenarios, or
+    the mean of their ranks in each. By ranks the small differences of low loads count as much as the large
+    ones of overload."""
     energy_weight: float = Field(default=0.0, ge=0)
     """What a kilojoule a request costs: energy_weight x energy is taken off as well."""
     hidden: int = Field(default=16, ge=0)
