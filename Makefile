@@ -64,7 +64,7 @@ bench: $(STAMP)
 benchmark: $(STAMP)
 	$(BIN)/python -m benchmarks.learned
 
-# The tables of docs/experiments.md, from kept curves and docs/benchmark.json.
+# docs/experiments.md, from benchmarks/learned/entries, kept results and docs/benchmark.json.
 experiments: $(STAMP)
 	$(BIN)/python -m benchmarks.learned.experiments
 

@@ -1,23 +1,71 @@
 """Goodput of routing policies by load on validation windows, what docs/experiments.md, section 15, chose by.
 
-python -m benchmarks.learned.validation --loads 0.9,1.05,1.2,1.35,1.5,1.7 --windows 3 POLICY ...
+python -m benchmarks.learned.validation --loads 0.9,1.05,1.2,1.35,1.5,1.7 --windows 3 POLICY ... [--keep NAME]
 
-On 8 H100 and 4 H100 + 4 A100, six workloads. A policy is a bundle or the run folder of `es` or `cem`.
+On 8 H100 and 4 H100 + 4 A100, six workloads. A policy is a bundle or the run folder of `es` or `cem`. With
+`--keep` the figures stay in benchmarks/learned/kept/NAME.json; `<!-- made: validation NAME -->` in an entry
+of docs/experiments.md shows them.
 """
 
 import argparse
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agents import scenarios
 from agents.config import resolve
 from agents.routers import evolved_pair
+from benchmarks.learned.kept import (
+    KEPT,
+    AtLoad,
+    KeptValidation,
+    PolicyRow,
+    command_line,
+    keep_validation,
+    revision,
+    today,
+)
 from splitgym import schedulers
+from splitgym.errors import ConfigError, SplitgymError
+
+Floats = NDArray[np.float64]
 
 
-def main() -> None:
+def measured(found: Floats, first: Floats, at: Floats, loads: tuple[float, ...]) -> PolicyRow:
+    """What is said of a policy.
+
+    Args:
+        found: (W, 3) goodput, tail and TTFT p99 by window; NaN where a window has no request.
+        first: the same of the first policy.
+        at: (W,) load of each window.
+        loads: that are told apart.
+
+    Raises:
+        ConfigError: a load without a window.
+    """
+    by_load = []
+    for load in loads:
+        rows = found[at == load]
+        if not np.isfinite(rows[:, 0]).any():
+            raise ConfigError(f"no validation window has a request at a load of {load:g}: leave it out")
+        by_load.append(AtLoad(load, float(np.nanmean(rows[:, 0])), float(np.nanmean(rows[:, 2]))))
+    goodput, tail, p99 = (float(value) for value in np.nanmean(found, axis=0))
+    gain = found[:, 0] - first[:, 0]
+    error = float(1.96 * np.nanstd(gain) / np.sqrt(np.isfinite(gain).sum()))
+    return PolicyRow(goodput, tail, p99, float(np.nanmean(gain)), error, tuple(by_load))
+
+
+def line(name: str, row: PolicyRow) -> str:
+    """As it is printed."""
+    by = " ".join(f"{at.load:g}: {at.goodput:.3f} ({at.ttft_slowdown_p99:.0f})" for at in row.by_load)
+    over = f"{row.gain:+.4f} +- {row.gain_error:.4f}"
+    return f"{name}: {row.goodput:.4f}, tail {row.tail:.3f}, p99 {row.ttft_slowdown_p99:.1f}, {over} | {by}"
+
+
+def main() -> int:
     """Print a line a policy: goodput, tail, p99, the gain over the first, then goodput and p99 by load."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -25,30 +73,57 @@ def main() -> None:
     parser.add_argument("policies", nargs="+", metavar="POLICY")
     parser.add_argument("--loads", default="0.9,1.05,1.2,1.35,1.5,1.7")
     parser.add_argument("--windows", type=int, default=3, help="a cluster, workload and load")
+    parser.add_argument("--keep", metavar="NAME", help="keep the figures in kept/NAME.json")
     options = parser.parse_args()
     loads = tuple(float(load) for load in options.loads.split(","))
+    try:
+        rows, windows = measure(options.policies, loads, options.windows)
+        if options.keep:
+            words = ["--loads", options.loads, "--windows", str(options.windows), *options.policies]
+            kept = KeptValidation(
+                title="routing policies on validation windows of 8 H100 and 4 H100 + 4 A100, six workloads",
+                command=command_line(["python", "-m", "benchmarks.learned.validation", *words]),
+                date=today(),
+                git_revision=revision(),
+                windows=windows,
+                policies={command_line([name]): row for name, row in rows.items()},
+            )
+            print(keep_validation(kept, options.keep, KEPT))
+    except SplitgymError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure(
+    policies: list[str], loads: tuple[float, ...], windows_each: int
+) -> tuple[dict[str, PolicyRow], int]:
+    """Run policies on the same windows, and print a line of each as it is done.
+
+    Args:
+        policies: bundles or run folders.
+        loads: fractions of saturation.
+        windows_each: a cluster, workload and load.
+
+    Returns:
+        What is said of each policy, and the number of windows.
+    """
     config = resolve({"algo": "es", "env": "routing"})
     evolution = replace(config.evolution, loads_judged=loads)
-    evaluation = replace(config.evaluation, windows=options.windows)
+    evaluation = replace(config.evaluation, windows=windows_each)
     windows = scenarios.judged(replace(config, evolution=evolution, evaluation=evaluation))
     at = np.array([window.load for window in windows])
-    static, first = schedulers.sizing("static"), None
-    print(f"{len(windows)} validation windows")
+    static, first, rows = schedulers.sizing("static"), None, {}
+    print(f"{len(windows)} validation windows", flush=True)
     with ThreadPoolExecutor() as threads:
-        for name in options.policies:
+        for name in policies:
             pairs = [(replace(evolved_pair(name)[0]), static) for _ in windows]
             found = np.array([row[:3] for row in threads.map(scenarios.run, pairs, windows)])
             first = found if first is None else first
-            good, tail, p99 = np.nanmean(found, axis=0)
-            gain = found[:, 0] - first[:, 0]
-            error = 1.96 * np.nanstd(gain) / np.sqrt(len(gain))
-            by = " ".join(
-                f"{load:g}: {np.nanmean(found[at == load, 0]):.3f} ({np.nanmean(found[at == load, 2]):.0f})"
-                for load in loads
-            )
-            over = f"{np.nanmean(gain):+.4f} +- {error:.4f}"
-            print(f"{name}: {good:.4f}, tail {tail:.3f}, p99 {p99:.1f}, {over} | {by}")
+            rows[name] = measured(found, first, at, loads)
+            print(line(name, rows[name]), flush=True)
+    return rows, len(windows)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
