@@ -188,3 +188,8 @@ def test_kept_files_name_no_place_and_keep_their_form(tmp_path: Path) -> None:
         data = json.loads(path.read_text())
         assert not re.search(r"(^|[ =])/", data["command"]), path
         assert kept.write(data, "again", tmp_path).read_text() == path.read_text(), path
+
+
+def test_a_cluster_that_the_benchmark_lacks_is_named():
+    with pytest.raises(ConfigError, match="no cluster is called '9h': there are 8h, 4h4a, 40h"):
+        validation.measure(["pretrained:index"], (1.2,), 1, ["8h", "9h"])

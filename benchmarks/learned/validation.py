@@ -1,14 +1,15 @@
-"""Goodput of routing policies by load on validation windows, what docs/experiments.md, section 15, chose by.
+"""Goodput of routing policies by load on validation windows, what docs/experiments.md, 15 and 16, chose by.
 
 python -m benchmarks.learned.validation --loads 0.9,1.05,1.2,1.35,1.5,1.7 --windows 3 POLICY ... [--keep NAME]
 
-On 8 H100 and 4 H100 + 4 A100, six workloads. A policy is a bundle or the run folder of `es` or `cem`. With
-`--keep` the figures stay in benchmarks/learned/kept/NAME.json; `<!-- made: validation NAME -->` in an entry
-of docs/experiments.md shows them.
+On 8 H100 and 4 H100 + 4 A100, or `--clusters` of the benchmark, six workloads. A policy is a bundle or the run
+folder of `es` or `cem`. With `--keep` the figures stay in benchmarks/learned/kept/NAME.json;
+`<!-- made: validation NAME -->` in an entry of docs/experiments.md shows them.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from agents import scenarios
 from agents.config import resolve
 from agents.routers import evolved_pair
+from benchmarks.learned.cases import CASES
 from benchmarks.learned.kept import (
     KEPT,
     AtLoad,
@@ -32,6 +34,8 @@ from splitgym import schedulers
 from splitgym.errors import ConfigError, SplitgymError
 
 Floats = NDArray[np.float64]
+
+MODEL = "bloom-176b"
 
 
 def measured(found: Floats, first: Floats, at: Floats, loads: tuple[float, ...]) -> PolicyRow:
@@ -72,16 +76,19 @@ def main() -> int:
     )
     parser.add_argument("policies", nargs="+", metavar="POLICY")
     parser.add_argument("--loads", default="0.9,1.05,1.2,1.35,1.5,1.7")
+    parser.add_argument("--clusters", default="8h,4h4a", help="of benchmarks/learned/cases.py")
     parser.add_argument("--windows", type=int, default=3, help="a cluster, workload and load")
     parser.add_argument("--keep", metavar="NAME", help="keep the figures in kept/NAME.json")
     options = parser.parse_args()
     loads = tuple(float(load) for load in options.loads.split(","))
     try:
-        rows, windows = measure(options.policies, loads, options.windows)
+        clusters = options.clusters.split(",")
+        rows, windows = measure(options.policies, loads, options.windows, clusters)
         if options.keep:
-            words = ["--loads", options.loads, "--windows", str(options.windows), *options.policies]
+            words = ["--loads", options.loads, "--clusters", options.clusters]
+            words += ["--windows", str(options.windows), *options.policies]
             kept = KeptValidation(
-                title="routing policies on validation windows of 8 H100 and 4 H100 + 4 A100, six workloads",
+                title=f"routing policies on validation windows of {_titles(clusters)}, six workloads",
                 command=command_line(["python", "-m", "benchmarks.learned.validation", *words]),
                 date=today(),
                 git_revision=revision(),
@@ -95,8 +102,15 @@ def main() -> int:
     return 0
 
 
+def _titles(clusters: Sequence[str]) -> str:
+    return " and ".join(CASES[name].title for name in clusters)
+
+
 def measure(
-    policies: list[str], loads: tuple[float, ...], windows_each: int
+    policies: list[str],
+    loads: tuple[float, ...],
+    windows_each: int,
+    clusters: Sequence[str] = ("8h", "4h4a"),
 ) -> tuple[dict[str, PolicyRow], int]:
     """Run policies on the same windows, and print a line of each as it is done.
 
@@ -104,12 +118,20 @@ def measure(
         policies: bundles or run folders.
         loads: fractions of saturation.
         windows_each: a cluster, workload and load.
+        clusters: of the benchmark, by name.
 
     Returns:
         What is said of each policy, and the number of windows.
+
+    Raises:
+        ConfigError: no such cluster; and what `measured` raises.
     """
+    if unknown := [name for name in clusters if name not in CASES or CASES[name].model != MODEL]:
+        known = ", ".join(name for name, case in CASES.items() if case.model == MODEL)
+        raise ConfigError(f"no cluster is called {unknown[0]!r}: there are {known}")
+    machines = tuple(CASES[name].machines for name in clusters)
     config = resolve({"algo": "es", "env": "routing"})
-    evolution = replace(config.evolution, loads_judged=loads)
+    evolution = replace(config.evolution, loads_judged=loads, clusters_judged=machines)
     evaluation = replace(config.evaluation, windows=windows_each)
     windows = scenarios.judged(replace(config, evolution=evolution, evaluation=evaluation))
     at = np.array([window.load for window in windows])
