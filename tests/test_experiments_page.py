@@ -165,7 +165,9 @@ def test_validation_keeps_what_it_measured(tmp_path: Path, monkeypatch, capsys) 
     assert validation.main() == 0 and "mine.json" in capsys.readouterr().out
     found = kept.read_validation("mine", tmp_path)
     assert list(found.policies) == ["runs/x", "pretrained:routing"] and found.windows == 2
-    assert found.command.endswith("validation --loads 0.9 --windows 3 runs/x pretrained:routing")
+    assert found.command.endswith(
+        "validation --loads 0.9 --clusters 8h,4h4a --windows 3 runs/x pretrained:routing"
+    )
 
 
 def test_a_curve_is_kept_with_its_command_and_without_places(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 python -m benchmarks.learned.validation --loads 0.9,1.05,1.2,1.35,1.5,1.7 --windows 3 POLICY ... [--keep NAME]
 
-On 8 H100 and 4 H100 + 4 A100, or `--clusters` of the benchmark, six workloads. A policy is a bundle or the run
-folder of `es` or `cem`. With `--keep` the figures stay in benchmarks/learned/kept/NAME.json;
+On 8 H100 and 4 H100 + 4 A100, or `--clusters` of the benchmark, six workloads. A policy is a bundle or a run
+folder of `es` or `cem`. With `--keep` figures stay in benchmarks/learned/kept/NAME.json;
 `<!-- made: validation NAME -->` in an entry of docs/experiments.md shows them.
 """
 
