@@ -86,11 +86,17 @@ class RealTimeReplayBuffer(DictReplayBuffer):
     """For DQN: each transition carries its own discount."""
 
     def __init__(
-        self, *args: Any, discount_s: float = 10.0, reward_scale: float = 1.0, **kwargs: Any
+        self,
+        *args: Any,
+        discount_s: float = 10.0,
+        reward_scale: float = 1.0,
+        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.discount_s = discount_s
         self.reward_scale = reward_scale
+        self.rng = np.random.default_rng([seed, 17])
         self.gammas = np.ones((self.buffer_size, self.n_envs), np.float32)
 
     def set_elapsed(self, elapsed_s: Floats) -> None:
@@ -104,10 +110,10 @@ class RealTimeReplayBuffer(DictReplayBuffer):
     def sample(self, batch_size: int, env: Any = None) -> DictReplayBufferSamples:  # type: ignore[override]
         """Transitions drawn at random with their discounts."""
         top = self.buffer_size if self.full else self.pos
-        rows = np.random.randint(0, top, size=batch_size)  # noqa: NPY002  (as SB3 does)
+        rows = self.rng.integers(0, top, size=batch_size)
         # DictReplayBuffer draws the environment inside `_get_samples`; here it must be known for the
         # discount.
-        columns = np.random.randint(0, self.n_envs, size=batch_size)  # noqa: NPY002
+        columns = self.rng.integers(0, self.n_envs, size=batch_size)
 
         def pick(arrays: dict[str, NDArray[Any]]) -> dict[str, th.Tensor]:
             return {key: self.to_torch(array[rows, columns]) for key, array in arrays.items()}

@@ -6,6 +6,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from splitgym.config import STRICT
+from splitgym.saturation import WORKLOADS
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -25,14 +26,7 @@ class EvolutionConfig:
     """`many`: share of clusters with A100 beside H100 machines."""
     models: tuple[str, ...] = ("bloom-176b", "llama2-70b")
     """`many`: models, drawn evenly."""
-    workloads: tuple[str, ...] = (
-        "poisson:azure-conv",
-        "poisson:azure-code",
-        "stamps:azure-conv",
-        "stamps:azure-code",
-        "shifting:azure-conv~azure-code",
-        "mixed:azure-conv+azure-code",
-    )
+    workloads: tuple[str, ...] = WORKLOADS
     """Drawn evenly, from the train part. One with a rate of its own (`stamps:FILE@x1`) has no load and
     is taken as recorded."""
     loads: tuple[float, float] = (0.8, 1.35)

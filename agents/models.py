@@ -140,6 +140,7 @@ def _dqn(config: RunConfig) -> tuple[Any, dict[str, Any]]:
         "replay_buffer_kwargs": {
             "discount_s": config.learner.discount_s,
             "reward_scale": reward_scale(config),
+            "seed": config.seed,
         },
     }
 

@@ -75,8 +75,9 @@ def versions() -> dict[str, str]:
 
 
 def rng_state() -> dict[str, Any]:
-    """State of the generators that learning draws from (torch, NumPy's and Python's global ones), as JSON."""
-    # SB3 draws from NumPy's global generator, so that is what must be kept.
+    """State of the generators that SB3 draws from (torch, NumPy's and Python's global ones), as JSON."""
+    # SB3 shuffles its rollouts, explores and seeds by these global generators and takes no other: a run goes
+    # on with the same bits only if they are kept. Nothing of `agents` or `splitgym` draws from them.
     kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
     version, internal, gauss = random.getstate()
     return {
@@ -234,7 +235,8 @@ def save_replay(buffer: Any, path: Path) -> None:
     arrays |= {
         name: getattr(buffer, name)[:top] for name in ("actions", "rewards", "dones", "timeouts", "gammas")
     }
-    np.savez(path, position=np.array([buffer.pos, int(buffer.full)]), **arrays)
+    drawn = json.dumps(buffer.rng.bit_generator.state)
+    np.savez(path, position=np.array([buffer.pos, int(buffer.full)]), rng=np.array(drawn), **arrays)
 
 
 def load_replay(buffer: Any, path: Path) -> None:
@@ -244,6 +246,9 @@ def load_replay(buffer: Any, path: Path) -> None:
         buffer.pos, buffer.full = int(position), bool(full)
         for name in arrays.files:
             if name == "position":
+                continue
+            if name == "rng":
+                buffer.rng.bit_generator.state = json.loads(str(arrays[name]))
                 continue
             field, _, key = name.partition(".")
             target = getattr(buffer, field)

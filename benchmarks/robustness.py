@@ -22,8 +22,9 @@ from splitgym.config import ClusterConfig, parse_machines
 from splitgym.evaluation import Contender, parse
 from splitgym.evaluation.compare import bootstrap_mean
 from splitgym.evaluation.run import Task, perform
-from splitgym.evaluation.saturate import WORKLOADS, with_rate
+from splitgym.evaluation.saturate import with_rate
 from splitgym.evaluation.workloads import find
+from splitgym.saturation import WORKLOADS
 from splitgym.schedulers.misjudging import Misjudging
 from splitgym.trace import Trace, predict_outputs, stretch_outputs
 

@@ -20,6 +20,16 @@ from splitgym.config import ClusterConfig, SloConfig
 from splitgym.errors import ConfigError
 from splitgym.resources import shipped
 
+WORKLOADS = (
+    "poisson:azure-conv",
+    "poisson:azure-code",
+    "stamps:azure-conv",
+    "stamps:azure-code",
+    "shifting:azure-conv~azure-code",
+    "mixed:azure-conv+azure-code",
+)
+"""The six that are measured, trained on and compared on."""
+
 FILE = "saturation.csv"
 COLUMNS = ("model", "machines", "workload", "rate_per_s", "goodput", "windows")
 

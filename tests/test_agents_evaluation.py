@@ -207,7 +207,7 @@ def test_loading_runs_no_pickle(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cloudpickle, "loads", refuse)
     monkeypatch.setattr(pickle, "loads", refuse)
-    load_agent(tmp_path / "run")
+    assert load_agent(tmp_path / "run").name == "run"
 
 
 def test_warm_start_from_the_index_in_the_simulator(tmp_path):

@@ -73,7 +73,9 @@ def test_shell_commands_run_as_printed(name: str, tmp_path: Path) -> None:
 )
 def test_python_runs_as_printed(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(block.code, f"{block.page} from line {block.line}", "exec"), {"__name__": "__main__"})
+    names = {"__name__": "__main__"}
+    exec(compile(block.code, f"{block.page} from line {block.line}", "exec"), names)
+    assert set(names) - {"__name__", "__builtins__"}, "it defined nothing"
 
 
 def commands(path: Path) -> Iterator[tuple[int, list[str]]]:

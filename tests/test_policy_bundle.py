@@ -369,8 +369,11 @@ def test_pretrained_names(tmp_path, monkeypatch):
 
 
 def test_shipped_bundles_load():
-    for name in policy.bundled_names():
-        policy.load(policy.locate(f"pretrained:{name}"))
+    names = policy.bundled_names()
+    assert {"routing", "sizing", "joint", "index"} <= set(names)
+    for name in names:
+        loaded = policy.load(policy.locate(f"pretrained:{name}"))
+        assert loaded.manifest.name == name and loaded.manifest.golden.vectors
 
 
 # ---- what is refused --------------------------------------------------------------------------------------

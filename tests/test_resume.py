@@ -168,3 +168,31 @@ def test_dqn_remembers_its_transitions(tmp_path):
     for name in ("actions", "rewards", "gammas"):
         assert np.array_equal(getattr(first, name), getattr(second, name))
     assert np.array_equal(first.next_observations["machines"], second.next_observations["machines"])
+
+
+def test_dqn_draws_from_its_own_generator_and_goes_on_with_it(tmp_path):
+    import numpy as np
+
+    from agents.discounting import RealTimeReplayBuffer
+    from agents.runs import load_replay, save_replay
+
+    env = StandInTask("flat").make_env()
+
+    def buffer(seed):
+        made = RealTimeReplayBuffer(
+            50, env.observation_space, env.action_space, device="cpu", n_envs=2, seed=seed
+        )
+        made.pos, made.rewards[:40] = 40, np.arange(80).reshape(40, 2)
+        return made
+
+    def drawn(from_):
+        return from_.sample(16).rewards.flatten().tolist()
+
+    first, before = buffer(3), np.random.get_state()[1].tolist()  # noqa: NPY002
+    early = drawn(first)
+    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+    assert drawn(buffer(3)) == early != drawn(buffer(4))
+    save_replay(first, tmp_path / "replay.npz")
+    second = buffer(3)
+    load_replay(second, tmp_path / "replay.npz")
+    assert drawn(second) == drawn(first) != early

@@ -196,9 +196,10 @@ async def test_clients_that_let_wait_are_hung_up_on():
 
 @in_loop
 async def test_a_client_that_goes_cancels_its_handler():
-    over = asyncio.Event()
+    begun, over = asyncio.Event(), asyncio.Event()
 
     async def handler(request):
+        begun.set()
         try:
             await asyncio.sleep(60)
         finally:
@@ -207,9 +208,10 @@ async def test_a_client_that_goes_cancels_its_handler():
     async with Serving(handler) as server:
         _, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-        await asyncio.sleep(0.05)
-        writer.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
+            await begun.wait()
+            assert not over.is_set()
+            writer.close()
             await over.wait()
 
 

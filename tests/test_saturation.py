@@ -34,7 +34,7 @@ def test_the_shipped_table_has_the_clusters_of_the_benchmark():
         rows = saturation.read(shipped("profiles") / saturation.FILE)
         there = [(r["model"], saturation.read_hardware(r["machines"])) for r in rows]
         assert (model, saturation.hardware(config)) in there
-        for workload in saturate.WORKLOADS:
+        for workload in saturation.WORKLOADS:
             assert saturation.known(config, workload) > 0
 
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from splitgym.config import ClusterConfig, make, parse_machines
-from splitgym.evaluation.saturate import WORKLOADS
 from splitgym.evaluation.workloads import Part
+from splitgym.saturation import WORKLOADS
 
 LOADS = (0.5, 0.75, 0.9, 1.05, 1.2, 1.35)
 """Fractions of saturation on clusters of 8 machines."""

@@ -46,7 +46,7 @@ def saturation(
     tasks = [
         (config, name)
         for config in clusters
-        for name in workload or saturate.WORKLOADS
+        for name in workload or kept.WORKLOADS
         if (model, kept.write_hardware(kept.hardware(config)), name) not in there
     ]
     new = []

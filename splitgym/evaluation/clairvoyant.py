@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from splitgym.errors import ConfigError
-from splitgym.evaluation.attached import Attached
+from splitgym.evaluation.attached import Attached, worth
 from splitgym.evaluation.contenders import Contender
 from splitgym.schedulers.builtin import CompiledSizing
 from splitgym.schedulers.sizing import MOVED_AT, pool_size
@@ -24,8 +24,6 @@ CLAIRVOYANT = "clairvoyant="
 """How the name of such a policy begins."""
 
 _TEXT = re.compile(r"^clairvoyant=(\d+(?:\.\d+)?):(.+)$")
-LATE_WEIGHT = 0.05
-"""What lateness beyond the p99 SLO costs, in good requests."""
 
 
 @dataclass
@@ -67,12 +65,12 @@ class Clairvoyant(Attached):
         usual = self.base.resize(view)
         truth = Truth(self._engine, self.horizon_s)
         best, moves = truth.judge(usual, Sizer(self.base, self.base.state)), usual
-        value, follows = best.good - LATE_WEIGHT * best.late, True
+        value, follows = worth(best), True
         prompts, tokens = pool_size(view, int(Pool.PROMPT)), pool_size(view, int(Pool.TOKEN))
         for other in sorted(range(1 - prompts, tokens), key=abs):
-            found = truth.judge(other)
-            if found.good - LATE_WEIGHT * found.late > value:
-                value, moves, follows = found.good - LATE_WEIGHT * found.late, other, False
+            found = worth(truth.judge(other))
+            if found > value:
+                value, moves, follows = found, other, False
         if not follows:
             self._remember(view, before, moves)
         return moves

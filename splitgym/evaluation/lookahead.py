@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitgym.errors import ConfigError
-from splitgym.evaluation.attached import Attached
+from splitgym.evaluation.attached import Attached, worth
 from splitgym.evaluation.contenders import Contender
 from splitgym.observation import prior_weights
 from splitgym.observation.prior import fill_prior
@@ -29,8 +29,6 @@ LOOKAHEAD = "lookahead="
 """How the name of such a policy begins."""
 
 _TEXT = re.compile(r"^lookahead=(\d+)(?:x(\d+))?:(.+)$")
-LATE_WEIGHT = 0.05
-"""What lateness beyond the p99 SLO costs, in good requests: as the tail weighs in evolution's fitness."""
 
 
 @dataclass
@@ -92,8 +90,7 @@ class LookAhead(Attached):
         for _ in range(self.futures):
             future = Future(self._engine, self.base, self.horizon_s, self._rng)
             for place, pair in enumerate(found):
-                verdict = future.judge(pair)
-                values[place] += verdict.good - LATE_WEIGHT * verdict.late
+                values[place] += worth(future.judge(pair))
         best = int(values.argmax())
         if values[best] <= values[0] + self.margin * self.futures:
             return first

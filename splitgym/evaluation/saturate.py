@@ -25,16 +25,6 @@ BURSTY, POISSON = "stamps:azure-code", "poisson:azure-code"
 WINDOWS = 8
 POLICY = "index-tuned"
 
-WORKLOADS = (
-    "poisson:azure-conv",
-    "poisson:azure-code",
-    "stamps:azure-conv",
-    "stamps:azure-code",
-    "shifting:azure-conv~azure-code",
-    "mixed:azure-conv+azure-code",
-)
-"""The six of the benchmark."""
-
 
 @dataclass(frozen=True)
 class Saturation:

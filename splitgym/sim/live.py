@@ -196,7 +196,7 @@ class Live(SimpyEngine):
     # ---- arrivals -----------------------------------------------------------------------------------------
 
     def _from_outside(self) -> None:
-        pass
+        """Requests come by `submit`, none from a trace."""
 
     def _open_accounts(self, trace: Trace) -> Accounts:
         return _LiveAccounts(self.cluster, self.view)
