@@ -27,16 +27,19 @@ class FakeVllm:
         calls: (path, body as parsed, body as sent, headers) of every completion.
         status: answer completions with this.
         only: misbehave for "prompt" or "token" requests only; None for all.
+        port: to listen at; one that comes back needs one of `tests.ports`, as the system gives others away.
+        go: an event that answers wait for, streams after their first token.
     """
 
-    def __init__(self, name="s", tokens=5):
-        self.name, self.tokens = name, tokens
+    def __init__(self, name="s", tokens=5, port=0):
+        self.name, self.tokens, self.port = name, tokens, port
         self.calls, self.others = [], []
         self.status = 200
         self.only = None
         self.hang = self.malformed = self.no_transfer = self.reset = False
         self.break_after = None  # events after which a stream breaks off
         self.pause_s = 0.0  # between tokens
+        self.go = None
         self.healthy = True
         self.active = self.cancelled = self.most = 0
         self.url = ""
@@ -50,7 +53,7 @@ class FakeVllm:
         app.router.add_route("*", "/{path:.*}", self._other)
         self.runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await self.runner.setup()
-        site = web.TCPSite(self.runner, "127.0.0.1", int(self.url.rsplit(":", 1)[1]) if self.url else 0)
+        site = web.TCPSite(self.runner, "127.0.0.1", self.port)
         await site.start()
         self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
         return self
@@ -117,10 +120,15 @@ class FakeVllm:
             return web.json_response(answer)
         if not body.get("stream"):
             await asyncio.sleep(self.pause_s * self.tokens)
+            await self._let_go()
             return web.json_response(
                 {"choices": [{"text": "t" * self.tokens}], "usage": usage, "by": self.name}
             )
         return await self._stream(request, body, usage)
+
+    async def _let_go(self):
+        if self.go is not None:
+            await self.go.wait()
 
     async def _stream(self, request, body, usage):
         out = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
@@ -132,6 +140,7 @@ class FakeVllm:
             event = {"choices": [{"index": 0, "text": f"{self.name}{i} ", "finish_reason": None}]}
             await out.write(f"data: {json.dumps(event)}\n\n".encode())
             await asyncio.sleep(self.pause_s)
+            await self._let_go()
         if (body.get("stream_options") or {}).get("include_usage"):
             await out.write(f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n".encode())
         await out.write(b"data: [DONE]\n\n")
@@ -187,7 +196,7 @@ class Client:
         async with self.session.get(f"{self.admin}/admin/state") as response:
             return await response.json()
 
-    async def until(self, condition, seconds=5.0):
+    async def until(self, condition, seconds=30.0):
         """Wait until a condition holds."""
         for _ in range(int(seconds / 0.01)):
             if condition():

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import types
@@ -23,6 +22,7 @@ from splitgym.router.adapters import production_stack
 from splitgym.router.adapters.placement import AdapterConfig, Placement
 from splitgym.router.engine import EngineOptions, running
 from splitgym.types import Pool
+from tests.ports import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = os.environ.get("SPLITGYM_PRODUCTION_STACK_PYTHON", "")
@@ -273,17 +273,11 @@ def test_a_server_for_each_phase(stack):
 # ---- the real one -----------------------------------------------------------------------------------------
 
 
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 @contextlib.asynccontextmanager
 async def real_router(engines, folder, *more):
     """production-stack's router with our policy, in front of simulated engines: its URL."""
     (folder / "adapter.yaml").write_text("policy: {routing: splitwise, deadline_ms: 1000}\n")
-    port, model = free_port(), engines.hosts[0].server.model.name
+    port, model = free_ports(1), engines.hosts[0].server.model.name
     urls = [host.url for host in engines.hosts]
     words = ["-m", "splitgym.router.adapters.production_stack", "--splitgym-config", folder / "adapter.yaml"]
     words += ["--host", "127.0.0.1", "--port", str(port), "--service-discovery", "static", *more]

@@ -63,7 +63,7 @@ class Serving:
                 writer.write(piece)
                 await asyncio.sleep(0.02)
             with contextlib.suppress(TimeoutError, ConnectionError):
-                while piece := await asyncio.wait_for(reader.read(1 << 16), 0.3 if not got else 0.1):
+                while piece := await asyncio.wait_for(reader.read(1 << 16), 5.0 if not got else 0.2):
                     got += piece
         finally:
             writer.close()
@@ -366,6 +366,7 @@ async def test_a_client_that_does_not_read_holds_its_server_back():
         writer.write(head % len(body) + body)
         flights = client.router.parts.state
         await client.until(lambda: flights.refresh().running[0] == 1)
+        await client.until(lambda: any(door.paused for door in client.router.door.connections))
         before = -1
         while (now := int(flights.refresh().running_context_tokens[0])) != before:
             before = now

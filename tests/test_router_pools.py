@@ -88,18 +88,20 @@ async def test_roles_change_under_load_without_a_failed_request():
 @in_loop
 async def test_a_server_drains_before_its_role_changes():
     async with cluster("PTT", pools={"interval_s": 60.0, "drain": True}) as (client, a, b, c):
-        b.pause_s = c.pause_s = 0.03
+        b.go = c.go = held = asyncio.Event()
         parts, pools = client.router.parts, client.router.pools
         first = asyncio.create_task(client.stream())
         await client.until(lambda: b.active + c.active == 1)
         m, busy, idle = (1, b, c) if b.active else (2, c, b)
         task = pools.move(parts.servers[m], Pool.PROMPT, "test")
-        await asyncio.sleep(0.03)
+        await client.until(lambda: pools.stage(parts.servers[m]) == "draining")
         assert pools.stage(parts.servers[m]) == "draining" and not parts.servers[m].up
         with pytest.raises(Refused, match="changing its role already"):
             pools.move(parts.servers[m], Pool.PROMPT, "test")
         assert parts.state.home(m) is Pool.TOKEN
+        idle.go = None
         assert (await client.stream())[0] == 200 and len(idle.calls) == 1, "new work goes elsewhere"
+        held.set()
         assert (await first)[0] == 200 and await task
         assert parts.state.home(m) is Pool.PROMPT and parts.servers[m].up
 
@@ -122,12 +124,13 @@ async def test_caches_that_nobody_pulled_are_waited_out():
 async def test_a_server_that_does_not_drain_goes_back():
     over = {"interval_s": 60.0, "drain": True, "drain_timeout_s": 0.1}
     async with cluster("PTT", pools=over) as (client, a, b, c):
-        b.pause_s = c.pause_s = 0.1
+        b.go = c.go = asyncio.Event()
         parts, pools = client.router.parts, client.router.pools
         first = asyncio.create_task(client.stream())
         await client.until(lambda: b.active + c.active == 1)
         m = 1 if b.active else 2
         assert not await pools.move(parts.servers[m], Pool.PROMPT, "test")
+        b.go.set()
         assert parts.state.home(m) is Pool.TOKEN and parts.servers[m].up
         assert pools.changes[-1]["outcome"] == "not drained" and (await first)[0] == 200
 

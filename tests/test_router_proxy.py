@@ -10,6 +10,7 @@ from yarl import URL
 
 from splitgym.router.protocol import StreamMeter, prompt_body, token_body
 from tests.fake_vllm import FakeVllm, cluster, in_loop, routed
+from tests.ports import free_ports
 
 ASK = {
     "do_remote_decode": True,
@@ -195,8 +196,9 @@ async def test_a_client_that_goes_cancels_its_request():
             response.close()
         await client.until(lambda: b.cancelled == 1)
         a.hang, a.only = True, "prompt"
-        with pytest.raises(TimeoutError):
-            await client.complete(timeout=aiohttp.ClientTimeout(total=0.2))
+        gone = asyncio.create_task(client.complete())
+        await client.until(lambda: a.active == 1)
+        gone.cancel()
         await client.until(lambda: a.cancelled == 1)
         await client.until(lambda: client.router.parts.active == 0)
         parts = client.router.parts
@@ -208,15 +210,17 @@ async def test_a_client_that_goes_cancels_its_request():
 
 @in_loop
 async def test_full_servers_queue_and_then_refuse():
-    async with cluster("M", limits={"queue": 2, "queue_s": 5.0}) as (client, a):
-        a.pause_s = 0.1
-        server = client.router.parts.servers[0]
-        object.__setattr__(server.config, "max_requests", 1)
+    async with cluster("M", limits={"queue": 2, "queue_s": 60.0}) as (client, a):
+        a.go = asyncio.Event()
+        parts = client.router.parts
+        object.__setattr__(parts.servers[0].config, "max_requests", 1)
         tasks = []
-        for i in range(5):
+        for i in range(3):
             tasks.append(asyncio.create_task(client.complete({"prompt": f"{i}"})))
-            await asyncio.sleep(0.02)
-        answers = [await task for task in tasks]
+            await client.until(lambda i=i: a.active == 1 and parts.gate.waiting == i)
+        refused = [await client.complete({"prompt": f"{i}"}) for i in (3, 4)]
+        a.go.set()
+        answers = [await task for task in tasks] + refused
         assert [status for status, _, _ in answers] == [200, 200, 200, 429, 429]
         assert answers[3][1]["Retry-After"] == "1" and a.most == 1
         assert [call[1]["prompt"] for call in a.calls] == ["0", "1", "2"], "first come, first served"
@@ -226,18 +230,19 @@ async def test_full_servers_queue_and_then_refuse():
 async def test_waiting_ends():
     async with cluster("M", limits={"queue": 5, "queue_s": 0.1}) as (client, a):
         object.__setattr__(client.router.parts.servers[0].config, "max_requests", 1)
-        a.pause_s = 0.2
+        a.go = asyncio.Event()
         first = asyncio.create_task(client.complete())
-        await asyncio.sleep(0.05)
+        await client.until(lambda: a.active == 1)
         status, headers, _ = await client.complete()
         assert status == 429 and "Retry-After" in headers
+        a.go.set()
         assert (await first)[0] == 200
         assert client.router.parts.gate.waiting == 0
 
 
 @in_loop
 async def test_dead_servers_come_back():
-    a = FakeVllm("a")
+    a = FakeVllm("a", port=free_ports(1))
     async with a:
         pass  # it has a port, but nobody listens
     async with routed([a], "M", limits={"queue_s": 0.2}) as client:
@@ -260,8 +265,8 @@ async def test_deadlines():
         status, _, raw = await client.complete({"prompt": "x", "stream": True})
         assert status == 504 and "no answer in time" in json.loads(raw)["error"]["message"]
         assert len(a.calls) == 2
-    async with cluster("M", limits={"prompt_s": 0.1, "total_s": 0.4}) as (client, a):
-        a.pause_s = 0.03
+    async with cluster("M", limits={"prompt_s": 0.5, "total_s": 1.5}) as (client, a):
+        a.pause_s = 0.12
         assert (await client.complete())[0] == 200, "a whole answer may take longer than a prompt"
         a.hang = True
         status, _, _ = await client.complete()
