@@ -182,7 +182,7 @@ def test_dqn_draws_from_its_own_generator_and_goes_on_with_it(tmp_path):
         made = RealTimeReplayBuffer(
             50, env.observation_space, env.action_space, device="cpu", n_envs=2, seed=seed
         )
-        made.pos, made.rewards[:40] = 40, np.arange(80).reshape(40, 2)
+        made.pos, made.rewards[:20] = 20, np.arange(40).reshape(20, 2)
         return made
 
     def drawn(from_):
