@@ -33,6 +33,9 @@ class EvolutionConfig:
     """Fractions of saturation, drawn uniformly."""
     length_shift: float = Field(default=0.0, ge=0, lt=1)
     """Outputs of a scenario are 1 - this to 1 + this times as long as recorded, drawn once a scenario."""
+    profile_error: float = Field(default=0.0, ge=0, lt=1)
+    """Schedulers believe prompts and token iterations to take 1 - this to 1 + this times what they take, two
+    factors drawn once a scenario, the same for all candidates. Validation is with the true profile."""
     switch_delays_s: tuple[float, ...] = ()
     """Switching delays of the clusters, drawn evenly; none: the run's cluster's."""
     scenarios: int = Field(default=10, ge=1)

@@ -36,6 +36,7 @@ EXCESS_FROM, EXCESS_MOST = -0.05, 0.5
 """Logarithms of percentile over limit: from 5 % below the limit an SLO costs, up to 1.65 times the limit."""
 
 _TRIES = 100
+_DISTURBANCE = 12
 
 
 @dataclass(frozen=True)
@@ -118,12 +119,25 @@ def _drawn(config: RunConfig, cluster: Cluster, rng: np.random.Generator) -> Sce
     low, high = config.evolution.loads
     text = str(rng.choice(config.evolution.workloads))
     load, seed = float(rng.uniform(low, high)), int(rng.integers(2**31))
-    made = _scenario(config, cluster, text, load, seed, "train")
-    shift = config.evolution.length_shift
-    if shift == 0:
-        return made
-    factor = float(rng.uniform(1 - shift, 1 + shift))
-    return replace(made, trace=stretch_outputs(made.trace, factor))
+    return disturbed(config, _scenario(config, cluster, text, load, seed, "train"), seed)
+
+
+def disturbed(config: RunConfig, scenario: Scenario, seed: int) -> Scenario:
+    """With other lengths and a wrong profile, as `evolution` says.
+
+    Args:
+        config: of the run.
+        scenario: as recorded and measured.
+        seed: of the disturbance alone: which scenarios are drawn does not depend on it.
+    """
+    shift, error = config.evolution.length_shift, config.evolution.profile_error
+    length, prompt, token = np.random.default_rng([seed, _DISTURBANCE]).uniform(-1, 1, 3)
+    if shift:
+        scenario = replace(scenario, trace=stretch_outputs(scenario.trace, 1 + shift * length))
+    if error:
+        wrong = scenario.cluster.misjudged(1 + error * prompt, 1 + error * token)
+        scenario = replace(scenario, cluster=wrong)
+    return scenario
 
 
 def judged(config: RunConfig, part: str = "validation") -> list[Scenario]:

@@ -4,7 +4,7 @@
 
 Goodput over six workloads and two loads near and above saturation, on windows of the validation part; a row a
 condition, a column a policy, and beside it the difference to the same policy on the same windows without the
-condition, with a 95 % interval. Profiles are wrong in the scheduler's view only (`schedulers.misjudging`);
+condition, with a 95 % interval. Profiles are wrong in the scheduler's view only (`Cluster.misjudged`);
 lengths change in the trace; predictions of a stated error come as `max_tokens` (`trace.predict_outputs`).
 """
 
@@ -12,7 +12,6 @@ import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import numpy as np
 
@@ -25,35 +24,29 @@ from splitgym.evaluation.run import Task, perform
 from splitgym.evaluation.saturate import with_rate
 from splitgym.evaluation.workloads import find
 from splitgym.saturation import WORKLOADS
-from splitgym.schedulers.misjudging import Misjudging
 from splitgym.trace import Trace, predict_outputs, stretch_outputs
 
 ROW = "| {:<28} |{}"
-Change = Callable[[Contender, Trace, int], tuple[Contender, Trace]]
+Change = Callable[[Cluster, Trace, int], tuple[Cluster, Trace]]
 
 
 def misjudged(prompt: float, token: float) -> Change:
     """The policy believes in times that are off by these factors."""
-
-    def change(entrant: Contender, trace: Trace, seed: int) -> tuple[Contender, Trace]:
-        wrong: Any = Misjudging(entrant.routing, prompt, token)
-        return replace(entrant, routing=wrong), trace
-
-    return change
+    return lambda cluster, trace, seed: (cluster.misjudged(prompt, token), trace)
 
 
 def stretched(factor: float) -> Change:
     """Outputs are `factor` times as long as recorded."""
-    return lambda entrant, trace, seed: (entrant, stretch_outputs(trace, factor))
+    return lambda cluster, trace, seed: (cluster, stretch_outputs(trace, factor))
 
 
 def predicted(sigma: float) -> Change:
     """A predictor of output lengths with this error."""
-    return lambda entrant, trace, seed: (entrant, predict_outputs(trace, sigma, seed))
+    return lambda cluster, trace, seed: (cluster, predict_outputs(trace, sigma, seed))
 
 
 CONDITIONS: dict[str, Change] = {
-    "as it is": lambda entrant, trace, seed: (entrant, trace),
+    "as it is": lambda cluster, trace, seed: (cluster, trace),
     "prompt times believed x0.8": misjudged(0.8, 1.0),
     "prompt times believed x1.2": misjudged(1.2, 1.0),
     "token times believed x0.8": misjudged(1.0, 0.8),
@@ -76,8 +69,8 @@ def measure(cluster: Cluster, entrant: Contender, options: argparse.Namespace, c
             workload = with_rate(replace(parse(f"{text}@{part}sat"), part=options.part), cluster)
             for seed in range(options.seeds):
                 trace = workload.build(seed, cluster.num_machines, load)
-                who, what = change(entrant, trace, seed)
-                run = perform(Task(who, cluster, workload, seed, what, "compiled", False))
+                where, what = change(cluster, trace, seed)
+                run = perform(Task(entrant, where, workload, seed, what, "compiled", False))
                 found.append(float(run.metrics.as_dict()["goodput"]))
     return found
 

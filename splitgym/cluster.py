@@ -1,7 +1,7 @@
 """A resolved cluster: configuration plus the profiles it names, as the arrays that engines and views need."""
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ class Cluster:
     rows: tuple[Profile, ...]
     """Profiles of the machine types; row 0 is the reference machine of the slowdowns."""
     machine_row: NDArray[np.int64]  # (M,) row of each machine
+    believed: tuple[float, float] | None = None
+    """See `misjudged`."""
 
     @classmethod
     def resolve(cls, config: ClusterConfig) -> "Cluster":
@@ -56,22 +58,53 @@ class Cluster:
         """Profile of one machine."""
         return self.rows[self.machine_row[machine]]
 
+    def misjudged(self, prompt_factor: float, token_factor: float) -> "Cluster":
+        """The same cluster, whose schedulers believe in a wrong profile: how much does an error of it cost?
+
+        All that they predict by, the waits that a router works out included, is off by the two factors. The
+        reference machine, by which SLOs are defined, is not, and iterations in progress end when they end.
+
+        Args:
+            prompt_factor: believed over true time of a prompt.
+            token_factor: of a token iteration.
+
+        Raises:
+            ConfigError: a factor is not a positive number.
+        """
+        for factor in (prompt_factor, token_factor):
+            if not 0 < factor < np.inf:
+                raise ConfigError(f"a misjudged profile's factor is {factor:g}: it must be a positive number")
+        return replace(self, believed=(float(prompt_factor), float(token_factor)))
+
+    @property
+    def shown_row(self) -> NDArray[np.int64]:
+        """(M,) row of the tables that schedulers believe each machine to be."""
+        return self.machine_row if self.believed is None else self.machine_row + len(self.rows) - 1
+
     @cached_property
     def tables(self) -> ProfileTables:
-        """Times of all rows."""
-        return stack_tables(self.rows)
+        """Times of all rows; of a misjudged cluster then what is believed of all but the first."""
+        true = _times(self.rows)
+        if self.believed is None:
+            return true
+        prompt, token = self.believed
+        factors = {"prompt_ns": prompt, "token_base": token, "token_slope": token}
+        both = {}
+        for name, array in true._asdict().items():
+            wrong = np.rint(array[1:] * factors[name]) if name in factors else array[1:]
+            both[name] = np.concatenate([array, wrong.astype(array.dtype)])
+        return ProfileTables(**both)
 
     @cached_property
     def power_watts(self) -> NDArray[np.int64]:
-        """(2 rows, columns) whole watts: first by prompt tokens, then by batch size, one row a profile.
+        """(2 x rows of the tables, columns) whole watts: first by prompt tokens, then by batch size.
 
         Rounded as `splitgym.sim.accounts` does. It takes longer than a short run, so it is kept.
         """
-        longest = max(profile.prompt_power.x[-1] for profile in self.rows)
-        columns = range(max(longest, self.config.batching.max_tasks) + 1)
-        prompt = [[round(profile.prompt_power_w(n)) for n in columns] for profile in self.rows]
-        token = [[round(profile.token_power_w(n)) for n in columns] for profile in self.rows]
-        return np.array(prompt + token, np.int64)
+        prompt, token = _watts(self.rows, self.config.batching.max_tasks)
+        if self.believed is not None:  # nobody is at work in a believed row
+            prompt, token = (np.concatenate([watts, watts[1:]]) for watts in (prompt, token))
+        return np.concatenate([prompt, token])
 
     @cached_property
     def home_pools(self) -> NDArray[np.int64]:
@@ -114,7 +147,7 @@ class Cluster:
             to_ns(self.profile_of(m).machine.kv_overlap_constant_s) for m in range(self.num_machines)
         ]
         return empty_view(
-            self.machine_row,
+            self.shown_row,
             self.kv_capacity_tokens,
             self.link_bytes_per_s,
             np.array(constants, np.int64),
@@ -154,6 +187,19 @@ class Cluster:
                 f"{smallest} ({self.profile_of(smallest).machine.name}, {capacity} tokens); "
                 "drop the row or use a larger machine"
             )
+
+
+_times = lru_cache(maxsize=256)(stack_tables)
+
+
+@lru_cache(maxsize=256)
+def _watts(rows: tuple[Profile, ...], max_tasks: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(rows, columns) by prompt tokens, and by batch size."""
+    longest = max(profile.prompt_power.x[-1] for profile in rows)
+    columns = range(max(longest, max_tasks) + 1)
+    prompt = [[round(profile.prompt_power_w(n)) for n in columns] for profile in rows]
+    token = [[round(profile.token_power_w(n)) for n in columns] for profile in rows]
+    return np.array(prompt, np.int64), np.array(token, np.int64)
 
 
 def _reference(config: ClusterConfig) -> Profile:

@@ -212,6 +212,31 @@ def test_scenarios_are_drawn_as_asked():
     assert {s.workload.part for s in scenarios.judged(made)} == {"validation"}
 
 
+def test_disturbed_scenarios():
+    """Other lengths and wrong profiles, on the windows that come without them; never in validation."""
+    plain = config(evolution={"scenarios": 12})
+    made = config(evolution={"scenarios": 12, "profile_error": 0.2, "length_shift": 0.3})
+    drawn, again, true = (scenarios.draw(c, np.random.default_rng(0)) for c in (made, made, plain))
+    ratios, factors = [], []
+    for one, same, before in zip(drawn, again, true, strict=True):
+        assert one.workload == before.workload and one.cluster.config == before.cluster.config
+        assert one.cluster.believed == same.cluster.believed and before.cluster.believed is None
+        np.testing.assert_array_equal(one.trace.arrival_s, before.trace.arrival_s)
+        factors += one.cluster.believed
+        ratios.append(one.trace.output_tokens.sum() / before.trace.output_tokens.sum())
+    assert 0.8 <= min(factors) < 0.9 and 1.1 < max(factors) <= 1.2 and len(set(factors)) == 24
+    assert 0.69 < min(ratios) < 0.85 and 1.15 < max(ratios) < 1.31
+    assert {s.cluster.believed for s in scenarios.judged(made)} == {None}
+    alone = scenarios.draw(
+        config(evolution={"scenarios": 12, "profile_error": 0.2}), np.random.default_rng(0)
+    )
+    assert [s.cluster.believed for s in alone] == [s.cluster.believed for s in drawn]
+    np.testing.assert_array_equal(alone[0].trace.output_tokens, true[0].trace.output_tokens)
+    for wrong in (-0.1, 1.0):
+        with pytest.raises(ConfigError, match="profile_error"):
+            config(evolution={"profile_error": wrong})
+
+
 def test_scores_are_those_of_evaluation():
     made = config()
     drawn = scenarios.judged(made)[0]

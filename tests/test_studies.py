@@ -1,17 +1,16 @@
 """Studies of what is not so in life: predicted lengths, stretched outputs, a profile that is wrong."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from make_view import make_request, make_view
 
 from splitgym import evaluation, schedulers
 from splitgym.cluster import Cluster
-from splitgym.config import ClusterConfig, parse_machines
-from splitgym.errors import TraceError
-from splitgym.schedulers import Residual
-from splitgym.schedulers.misjudging import Misjudging
+from splitgym.config import BatchingConfig, ClusterConfig, VllmBatchingConfig, parse_machines
+from splitgym.errors import ConfigError, TraceError
+from splitgym.sim import make_engine
 from splitgym.trace import predict_outputs, stretch_outputs
-from splitgym.types import UNKNOWN
 
 CLUSTER = Cluster.resolve(ClusterConfig(machines=parse_machines("h100-80gb:2M+a100-80gb:2M")))
 TRACE = evaluation.parse("poisson:azure-conv-synth@9", duration_s=20.0, warmup_s=0.0).build(1, 4)
@@ -41,42 +40,73 @@ def test_stretched_outputs():
 
 
 class Sees:
-    """Keeps what it is shown."""
+    """Keeps the waits that it is shown, and sends all to one machine."""
 
     name = "sees"
 
     def reset(self, view, seed):
-        self.view = view
+        self.waits = []
 
     def route(self, view, request):
-        self.view = view
+        self.waits.append(int(view.prompt_queue_ns[0]))
         return 0, 1
 
 
 def test_a_wrong_profile_is_wrong_everywhere_but_at_the_reference():
-    view, inner = make_view("PTM", rows=[1, 2, 1]), Sees()
-    view.prompt_queue_ns[:] = [1000, 0, 500]
-    wrong = Misjudging(inner, 1.2, 0.8)
-    wrong.reset(view, 0)
-    assert wrong.route(view, make_request(100, UNKNOWN)) == (0, 1)
-    believed = inner.view
-    assert believed.prompt_queue_ns.tolist() == [1200, 0, 600]
-    np.testing.assert_array_equal(believed.tables.prompt_ns[0], view.tables.prompt_ns[0])
-    np.testing.assert_allclose(believed.tables.prompt_ns[1:], view.tables.prompt_ns[1:] * 1.2, atol=0.5)
-    np.testing.assert_allclose(believed.tables.token_base[1:], view.tables.token_base[1:] * 0.8, atol=0.5)
-    np.testing.assert_array_equal(believed.tables.token_slope[0], view.tables.token_slope[0])
-    assert view.prompt_queue_ns.tolist() == [1000, 0, 500], "the view itself is true"
+    wrong = CLUSTER.misjudged(1.2, 0.8)
+    true, shown = CLUSTER.tables, wrong.view()
+    rows, believed = CLUSTER.machine_row, shown.tables
+    for now, then, factor in (
+        (believed.prompt_ns, true.prompt_ns, 1.2),
+        (believed.token_base, true.token_base, 0.8),
+        (believed.token_slope, true.token_slope, 0.8),
+        (believed.mixed_factor, true.mixed_factor, 1.0),
+    ):
+        np.testing.assert_array_equal(now[0], then[0])
+        np.testing.assert_allclose(now[shown.machine_row], then[rows] * factor, atol=0.5)
+    np.testing.assert_array_equal(believed.token_base[rows], true.token_base[rows])
+    for factor in (0.0, np.inf, np.nan):
+        with pytest.raises(ConfigError, match="positive"):
+            CLUSTER.misjudged(1.0, factor)
+
+
+@pytest.mark.parametrize("rule", ["paper", "vllm"])
+def test_the_simulator_goes_by_the_true_profile(rule):
+    batching = VllmBatchingConfig() if rule == "vllm" else BatchingConfig()
+    true = Cluster.resolve(replace(CLUSTER.config, batching=batching))
+    found = {}
+    for kind in ("simpy", "compiled"):
+        for cluster in (true, true.misjudged(2.0, 0.5)):
+            sees = Sees()
+            engine = make_engine(cluster, sees, schedulers.sizing("static"), engine=kind)
+            engine.reset(TRACE, 0)
+            engine.run_until_decision()
+            found[kind, cluster.believed] = sees.waits, engine.outcomes()
+    waits, outcomes = found["simpy", None]
+    assert max(waits) > 0
+    for other, after in found.values():
+        for name in ("first_token_ns", "finish_ns", "energy_j"):
+            np.testing.assert_array_equal(getattr(after, name), getattr(outcomes, name), err_msg=name)
+        factor = 2.0 if other != waits else 1.0
+        np.testing.assert_allclose(other, np.multiply(waits, factor), atol=len(TRACE))
+    assert found["simpy", (2.0, 0.5)][0] == found["compiled", (2.0, 0.5)][0] != waits
 
 
 def test_right_beliefs_change_nothing_and_wrong_ones_do():
-    policies = {
-        "true": Residual(),
-        "right": Misjudging(Residual()),
-        "wrong": Misjudging(schedulers.routing("index", preset="tuned"), 3.0, 0.3),
-    }
-    results = evaluation.evaluate(
-        policies, CLUSTER, [evaluation.parse("poisson:azure-conv-synth@9", duration_s=12.0)], seeds=[0]
-    )
-    rows = {name: results.select(name)[0].table.ttft_slowdown for name in policies}
-    np.testing.assert_array_equal(rows["true"], rows["right"])
-    assert not np.array_equal(rows["true"], rows["wrong"])
+    """Built-in schedulers run inside the compiled engine: there they must see what the view would show."""
+    for name in ("index", "residual", "splitwise"):
+        rows = []
+        for cluster in (CLUSTER, CLUSTER.misjudged(1.0, 1.0), CLUSTER.misjudged(3.0, 0.3)):
+            ends = []
+            for kind in ("simpy", "compiled"):
+                engine = make_engine(
+                    cluster, schedulers.routing(name), schedulers.sizing("static"), engine=kind
+                )
+                engine.reset(TRACE, 0)
+                engine.run_until_decision()
+                ends.append(engine.outcomes().finish_ns)
+            np.testing.assert_array_equal(*ends)
+            rows.append(ends[0])
+        np.testing.assert_array_equal(rows[0], rows[1])
+        if name != "splitwise":  # which counts tokens and predicts no times
+            assert not np.array_equal(rows[0], rows[2])

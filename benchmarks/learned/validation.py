@@ -4,12 +4,13 @@ python -m benchmarks.learned.validation --loads 0.9,1.05,1.2,1.35,1.5,1.7 --wind
 
 On 8 H100 and 4 H100 + 4 A100, or `--clusters` of the benchmark, six workloads. A policy is a bundle or a run
 folder of `es` or `cem`. With `--keep` figures stay in benchmarks/learned/kept/NAME.json;
-`<!-- made: validation NAME -->` in an entry of docs/experiments.md shows them.
+`<!-- made: validation NAME -->` in an entry of docs/experiments.md shows them. With `--profile-error` and
+`--length-shift` each window is disturbed as `evolution`'s fields of these names say, for all policies alike.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -36,6 +37,8 @@ from splitgym.errors import ConfigError, SplitgymError
 Floats = NDArray[np.float64]
 
 MODEL = "bloom-176b"
+DISTURBANCES = ("profile_error", "length_shift")
+"""Of a window, as `evolution` names them."""
 
 
 def measured(found: Floats, first: Floats, at: Floats, loads: tuple[float, ...]) -> PolicyRow:
@@ -78,17 +81,24 @@ def main() -> int:
     parser.add_argument("--loads", default="0.9,1.05,1.2,1.35,1.5,1.7")
     parser.add_argument("--clusters", default="8h,4h4a", help="of benchmarks/learned/cases.py")
     parser.add_argument("--windows", type=int, default=3, help="a cluster, workload and load")
+    parser.add_argument("--profile-error", type=float, default=0.0)
+    parser.add_argument("--length-shift", type=float, default=0.0)
     parser.add_argument("--keep", metavar="NAME", help="keep the figures in kept/NAME.json")
     options = parser.parse_args()
     loads = tuple(float(load) for load in options.loads.split(","))
     try:
         clusters = options.clusters.split(",")
-        rows, windows = measure(options.policies, loads, options.windows, clusters)
+        disturbed = {name: getattr(options, name) for name in DISTURBANCES if getattr(options, name)}
+        rows, windows = measure(options.policies, loads, options.windows, clusters, disturbed)
         if options.keep:
             words = ["--loads", options.loads, "--clusters", options.clusters]
-            words += ["--windows", str(options.windows), *options.policies]
+            words += ["--windows", str(options.windows)]
+            for name, size in disturbed.items():
+                words += [f"--{name.replace('_', '-')}", f"{size:g}"]
+            words += options.policies
+            how = " with wrong profiles or lengths" if disturbed else ""
             kept = KeptValidation(
-                title=f"routing policies on validation windows of {_titles(clusters)}, six workloads",
+                title=f"routing policies on validation windows{how} of {_titles(clusters)}, six workloads",
                 command=command_line(["python", "-m", "benchmarks.learned.validation", *words]),
                 date=today(),
                 git_revision=revision(),
@@ -111,6 +121,7 @@ def measure(
     loads: tuple[float, ...],
     windows_each: int,
     clusters: Sequence[str] = ("8h", "4h4a"),
+    disturbances: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, PolicyRow], int]:
     """Run policies on the same windows, and print a line of each as it is done.
 
@@ -119,6 +130,7 @@ def measure(
         loads: fractions of saturation.
         windows_each: a cluster, workload and load.
         clusters: of the benchmark, by name.
+        disturbances: of each window, see `DISTURBANCES`; none: windows as they are.
 
     Returns:
         What is said of each policy, and the number of windows.
@@ -130,10 +142,11 @@ def measure(
         known = ", ".join(name for name, case in CASES.items() if case.model == MODEL)
         raise ConfigError(f"no cluster is called {unknown[0]!r}: there are {known}")
     machines = tuple(CASES[name].machines for name in clusters)
-    config = resolve({"algo": "es", "env": "routing"})
+    config = resolve({"algo": "es", "env": "routing", "evolution": dict(disturbances or {})})
     evolution = replace(config.evolution, loads_judged=loads, clusters_judged=machines)
     evaluation = replace(config.evaluation, windows=windows_each)
-    windows = scenarios.judged(replace(config, evolution=evolution, evaluation=evaluation))
+    judged = scenarios.judged(replace(config, evolution=evolution, evaluation=evaluation))
+    windows = [scenarios.disturbed(config, window, number) for number, window in enumerate(judged)]
     at = np.array([window.load for window in windows])
     static, first, rows = schedulers.sizing("static"), None, {}
     print(f"{len(windows)} validation windows", flush=True)

@@ -32,7 +32,13 @@ class Rules(ABC):
         self.network = Network(self.cluster.link_bytes_per_s.tolist(), config.transfer.shared)
         self.accounts = self._open_accounts(trace)
         self.visibility = Visibility(
-            self.view, self.machines, self.home, self.network, config.confine, config.oracle
+            self.view,
+            self.machines,
+            self.home,
+            self.network,
+            config.confine,
+            config.oracle,
+            self.cluster.machine_row,
         )
         self._reserve_all = config.kv_reserve == "at_transfer"
 

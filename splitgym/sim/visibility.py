@@ -1,5 +1,8 @@
 """Keeps the `ClusterView` true: writes what changed since the last decision, and nothing else."""
 
+import numpy as np
+from numpy.typing import NDArray
+
 from splitgym.errors import ActionError
 from splitgym.profile.tables import TICK_BITS, mixed_time_ns, prompt_time_ns, token_time_ticks
 from splitgym.sim.machine import Iteration, Machine
@@ -20,6 +23,7 @@ class Visibility:
         network: transfers in flight.
         confine: restrict each phase to its own and the mixed pool.
         oracle: show what true output lengths will need.
+        machine_row: (M,) rows of the tables by which machines work; the view's may be wrong.
     """
 
     def __init__(
@@ -30,6 +34,7 @@ class Visibility:
         network: Network,
         confine: bool,
         oracle: bool,
+        machine_row: NDArray[np.int64],
     ):
         self.view = view
         self._machines = machines
@@ -37,7 +42,7 @@ class Visibility:
         self._network = network
         self._confine = confine
         self._oracle = oracle
-        self._rows = view.machine_row.tolist()
+        self._rows, self._shown_rows = machine_row.tolist(), view.machine_row.tolist()
         self._dirty = set(range(len(machines)))
         self._alone_ns: dict[tuple[int, int], int] = {}
         self._share = [0.0] * len(machines)
@@ -51,8 +56,11 @@ class Visibility:
     # ---- predictions --------------------------------------------------------------------------------------
 
     def prompt_alone_ns(self, machine: Machine, tokens: int) -> int:
-        """Time of a prompt of `tokens` alone in an iteration [ns]."""
-        key = (self._rows[machine.index], tokens)
+        """Time of a prompt of `tokens` alone in an iteration, as schedulers believe [ns]."""
+        return self._alone(self._shown_rows[machine.index], tokens)
+
+    def _alone(self, row: int, tokens: int) -> int:
+        key = (row, tokens)
         if key not in self._alone_ns:
             self._alone_ns[key] = int(prompt_time_ns(self.view.tables, *key))
         return self._alone_ns[key]
@@ -73,13 +81,13 @@ class Visibility:
             tokens = iteration.prompt_tokens + len(decodes)
             time_ns = int(mixed_time_ns(self.view.tables, row, tokens, len(decodes), context))
         else:
-            time_ns = self.prompt_alone_ns(machine, iteration.prompt_tokens)
+            time_ns = self._alone(row, iteration.prompt_tokens)
         for job, chunk in zip(iteration.prompts, iteration.chunks, strict=False):
             if job.computed:
                 # Attention of a later chunk to those before it: what the whole costs more than its parts.
-                reached = self.prompt_alone_ns(machine, job.computed + chunk)
-                before = self.prompt_alone_ns(machine, job.computed)
-                time_ns += max(0, reached - before - self.prompt_alone_ns(machine, chunk))
+                reached = self._alone(row, job.computed + chunk)
+                before = self._alone(row, job.computed)
+                time_ns += max(0, reached - before - self._alone(row, chunk))
         return time_ns
 
     def prompts_ran(self, machine: int, iteration: Iteration, now_ns: int) -> None:

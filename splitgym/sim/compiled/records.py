@@ -91,6 +91,7 @@ MACHINE = _record(
     (SHORT, "down switching"),  # down: failures in force
     (SHORT, "up pool home_pool"),  # `Pool` at home and by present work; up: may be chosen
     (SHORT, "posted"),  # the pool under which it is on the board, or NONE
+    (SHORT, "shown_row"),  # the row that schedulers believe in
     (LONG, "inbound inbound_prompt_tokens prompt_requests prompt_tokens prompt_queue_ns"),  # the view's
     (LONG, "promised"),  # KV tokens that the requests placed here will hold at most: for oracles only
     (SHORT, "current_head current_tail decodes"),  # prompts and token tasks of the iteration with prompts

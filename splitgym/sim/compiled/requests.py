@@ -116,7 +116,7 @@ def leave_prompt_queue(sim, machine, job):
 def enter_prompt_queue(sim, machine, job):
     """The prompt, or what a preempted request had before, is queued."""
     tokens = job.goal
-    alone = prompt_time_ns(tables_of(sim), machine.row, tokens)
+    alone = prompt_time_ns(tables_of(sim), machine.shown_row, tokens)
     job.alone_ns = alone
     machine.prompt_requests += 1
     machine.prompt_tokens += tokens

@@ -50,7 +50,7 @@ def lay_into(sim, machine, b):
         b,
         j,
         tables_of(sim),
-        machine.row,
+        machine.shown_row,
         machine.running,
         machine.inbound,
         machine.running_context_tokens,

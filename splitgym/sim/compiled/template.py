@@ -148,6 +148,7 @@ class Template:
                 machines[name] = st.NONE
         machines["index"] = np.arange(count)
         machines["row"] = cluster.machine_row
+        machines["shown_row"] = cluster.shown_row
         machines["home_pool"] = machines["pool"] = cluster.home_pools
         machines["posted"] = st.NONE
         machines["capacity"] = cluster.kv_capacity_tokens
