@@ -143,6 +143,8 @@ class RunConfig:
             )
         if self.evolution.start_sizing is not None and self.env != "joint":
             raise ValueError("evolution.start_sizing is for env joint; elsewhere use evolution.start")
+        if self.evolution.profile_error and self.algo not in EVOLVED:
+            raise ValueError("evolution.profile_error is for es and cem: environments show true profiles")
         if self.environment.flat and self.env != "routing":
             raise ValueError(f"environment.flat is for routing; {self.env} has one action space only")
         if self.warm_start.teacher and self.algo in ("dqn", *EVOLVED):

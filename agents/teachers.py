@@ -8,7 +8,7 @@ import numpy as np
 from agents.evaluation import load_agent, load_config
 from splitgym import schedulers
 from splitgym.errors import ConfigError
-from splitgym.evaluation import Contender
+from splitgym.evaluation import LOOKAHEAD, Contender, look_ahead
 from splitgym.policy import complete, is_bundle, load, locate
 from splitgym.schedulers import Residual
 from splitgym.types import DecisionKind
@@ -18,13 +18,19 @@ def find_scheduler(text: str, options: dict[str, Any], sizing: bool = False) -> 
     """A routing or sizing scheduler.
 
     Args:
-        text: a built-in scheduler's name, `pretrained:NAME`, or the folder of a bundle or of a run.
+        text: a built-in scheduler's name, `pretrained:NAME`, the folder of a bundle or of a run, or
+            `lookahead=K:` before one of these that routes.
         options: of a built-in scheduler.
         sizing: it resizes pools instead of routing.
 
     Raises:
         ConfigError: no such scheduler, or it decides something else.
     """
+    if text.startswith(LOOKAHEAD):
+        if sizing:
+            raise ConfigError(f"{text} routes only: it cannot teach this")
+        still = schedulers.sizing("static")
+        return look_ahead(text, lambda name: Contender(name, find_scheduler(name, options), still)).routing
     bundle = is_bundle(text)
     if not bundle and not (Path(text) / "config.yaml").is_file():
         return (schedulers.sizing if sizing else schedulers.routing)(text, **options)
@@ -59,6 +65,8 @@ class SchedulerTeacher:
         """See `Teacher`."""
         for scheduler in (self.routing, self.sizing):
             if scheduler is not None:
+                if hasattr(scheduler, "attach"):  # a look-ahead copies the engine
+                    scheduler.attach(env.engine)
                 scheduler.reset(env.engine.view, seed)
 
     def action(self, env: Any) -> Any:

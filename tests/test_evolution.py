@@ -235,6 +235,8 @@ def test_disturbed_scenarios():
     for wrong in (-0.1, 1.0):
         with pytest.raises(ConfigError, match="profile_error"):
             config(evolution={"profile_error": wrong})
+    with pytest.raises(ConfigError, match="true profiles"):
+        config(algo="ppo", evolution={"profile_error": 0.2})
 
 
 def test_scores_are_those_of_evaluation():

@@ -12,10 +12,14 @@ from agents.learner_config import WarmStartConfig  # noqa: E402
 from agents.policies import MaskableScorerPolicy  # noqa: E402
 from agents.task import SimulatorTask  # noqa: E402
 from agents.teachers import SchedulerTeacher, find_scheduler  # noqa: E402
+from splitgym.cluster import Cluster  # noqa: E402
 from splitgym.config import ClusterConfig, parse_machines  # noqa: E402
 from splitgym.envs import JointEnv, PoolSizingEnv, RoutingEnv  # noqa: E402
 from splitgym.errors import ConfigError  # noqa: E402
+from splitgym.evaluation import parse  # noqa: E402
 from splitgym.policy import export_heuristic  # noqa: E402
+from splitgym.schedulers import sizing  # noqa: E402
+from splitgym.sim import make_engine  # noqa: E402
 from tests.tiny import Fixed, Moves  # noqa: E402
 
 th.set_num_threads(1)
@@ -53,6 +57,32 @@ def test_recorded_routes_are_the_bundles():
     for action in decisions.actions:
         assert tuple(action) == tuple(scheduler.route(env.engine.view, env.decision.request))
         env.step(action)
+
+
+def test_a_look_ahead_teaches():
+    """It decides on the environment's own engine, as in evaluation, and leaves it as it is."""
+    trace = parse("poisson:azure-conv-synth@16", duration_s=9.0, warmup_s=0.0).build(1, 4)
+
+    class Always:
+        name = "always"
+
+        def draw(self, rng):
+            return trace
+
+    env = RoutingEnv(**SHORT | {"trace": Always(), "rate_per_s": None}, part=None, engine="compiled")
+    looking = find_scheduler("lookahead=3x2:index", {"preset": "tuned"})
+    looking.margin = 0.0
+    actions = record(env, SchedulerTeacher(looking), 60, seed=3, **PLAY).actions
+    assert looking.decisions == len(actions) and 0 < looking.changed < len(actions)
+    engine = make_engine(Cluster.resolve(CLUSTER), looking, sizing("static"), engine="compiled")
+    looking.attach(engine)
+    engine.reset(trace, 3)
+    assert engine.run_until_decision() is None
+    out = engine.outcomes()
+    routes = np.stack([out.prompt_machine, out.token_machine], axis=1)
+    np.testing.assert_array_equal(actions, routes[: len(actions)])
+    with pytest.raises(ConfigError, match="cannot teach"):
+        find_scheduler("lookahead=3:index", {}, sizing=True)
 
 
 def test_sizes_that_the_mask_forbids_are_mapped():
