@@ -14,6 +14,7 @@ from splitgym.trace import predict_outputs, stretch_outputs
 
 CLUSTER = Cluster.resolve(ClusterConfig(machines=parse_machines("h100-80gb:2M+a100-80gb:2M")))
 TRACE = evaluation.parse("poisson:azure-conv-synth@9", duration_s=20.0, warmup_s=0.0).build(1, 4)
+SHORT = evaluation.parse("poisson:azure-conv-synth@12", duration_s=5.0, warmup_s=0.0).build(1, 4)
 
 
 def test_predictions_have_their_stated_error():
@@ -79,7 +80,7 @@ def test_the_simulator_goes_by_the_true_profile(rule):
         for cluster in (true, true.misjudged(2.0, 0.5)):
             sees = Sees()
             engine = make_engine(cluster, sees, schedulers.sizing("static"), engine=kind)
-            engine.reset(TRACE, 0)
+            engine.reset(SHORT, 0)
             engine.run_until_decision()
             found[kind, cluster.believed] = sees.waits, engine.outcomes()
     waits, outcomes = found["simpy", None]
@@ -88,7 +89,7 @@ def test_the_simulator_goes_by_the_true_profile(rule):
         for name in ("first_token_ns", "finish_ns", "energy_j"):
             np.testing.assert_array_equal(getattr(after, name), getattr(outcomes, name), err_msg=name)
         factor = 2.0 if other != waits else 1.0
-        np.testing.assert_allclose(other, np.multiply(waits, factor), atol=len(TRACE))
+        np.testing.assert_allclose(other, np.multiply(waits, factor), atol=len(SHORT))
     assert found["simpy", (2.0, 0.5)][0] == found["compiled", (2.0, 0.5)][0] != waits
 
 
@@ -102,7 +103,7 @@ def test_right_beliefs_change_nothing_and_wrong_ones_do():
                 engine = make_engine(
                     cluster, schedulers.routing(name), schedulers.sizing("static"), engine=kind
                 )
-                engine.reset(TRACE, 0)
+                engine.reset(SHORT, 0)
                 engine.run_until_decision()
                 ends.append(engine.outcomes().finish_ns)
             np.testing.assert_array_equal(*ends)

@@ -80,7 +80,7 @@ def begin_prompts(sim, machine, prompts, prompt_tokens, aged):
             decodes, context = choose_tasks(sim, machine, room)
     if decodes:
         length = mixed_time_ns(tables_of(sim), machine.row, prompt_tokens + decodes, decodes, context)
-    elif prompts == 1:
+    elif prompts == 1 and machine.row == machine.shown_row:
         length = job_at(sim, machine.current_head).alone_ns
     else:
         length = prompt_time_ns(tables_of(sim), machine.row, prompt_tokens)
