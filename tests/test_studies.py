@@ -9,6 +9,7 @@ from splitgym import evaluation, schedulers
 from splitgym.cluster import Cluster
 from splitgym.config import BatchingConfig, ClusterConfig, VllmBatchingConfig, parse_machines
 from splitgym.errors import ConfigError, TraceError
+from splitgym.schedulers import Residual, residual
 from splitgym.sim import make_engine
 from splitgym.trace import predict_outputs, stretch_outputs
 
@@ -95,19 +96,17 @@ def test_the_simulator_goes_by_the_true_profile(rule):
 
 def test_right_beliefs_change_nothing_and_wrong_ones_do():
     """Built-in schedulers run inside the compiled engine: there they must see what the view would show."""
-    for name in ("index", "residual", "splitwise"):
+    weights = residual.index_weights(hidden=4) + np.random.default_rng(0).normal(0, 0.1, residual.size(4))
+    for router in (schedulers.routing("index-tuned"), Residual(weights=tuple(weights))):
         rows = []
         for cluster in (CLUSTER, CLUSTER.misjudged(1.0, 1.0), CLUSTER.misjudged(3.0, 0.3)):
             ends = []
             for kind in ("simpy", "compiled"):
-                engine = make_engine(
-                    cluster, schedulers.routing(name), schedulers.sizing("static"), engine=kind
-                )
+                engine = make_engine(cluster, replace(router), schedulers.sizing("static"), engine=kind)
                 engine.reset(SHORT, 0)
                 engine.run_until_decision()
                 ends.append(engine.outcomes().finish_ns)
             np.testing.assert_array_equal(*ends)
             rows.append(ends[0])
         np.testing.assert_array_equal(rows[0], rows[1])
-        if name != "splitwise":  # which counts tokens and predicts no times
-            assert not np.array_equal(rows[0], rows[2])
+        assert not np.array_equal(rows[0], rows[2])
