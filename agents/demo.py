@@ -148,7 +148,10 @@ def run_demo(out: Path, *, steps: int | None, seed: int, windows: int, seconds: 
         console.print(f"{out} holds a demo already: continuing it (--fresh starts anew)")
         outcome = resume(out)
     else:
-        console.print("1. learn: clone the index scheduler, then improve on it with PPO")
+        console.print(
+            "1. learn: clone the index scheduler, then improve on it with PPO (about 5 minutes on two free "
+            "cores; the first time a minute or two more, to compile the engine)"
+        )
         outcome = train(config, out)
     learned_s = time.monotonic() - started
     if outcome.state != "finished":
@@ -174,7 +177,9 @@ def run_demo(out: Path, *, steps: int | None, seed: int, windows: int, seconds: 
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit status."""
-    parser = argparse.ArgumentParser(prog="python -m agents.demo", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m agents.demo", description=" ".join(__doc__.split("\n\n")[0].split())
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
     parser.add_argument("--steps", type=int, help="decisions of PPO")
     parser.add_argument("--seed", type=int, default=0)

@@ -163,6 +163,10 @@ def test_in_a_browser(results: Results, browser: Any, tmp_path: Path, width: int
     view.on("pageerror", lambda error: said.append(str(error)))
     view.goto(path.as_uri())
     assert view.evaluate("document.documentElement.scrollWidth") <= width, "no sideways scrolling"
+    right = "Math.max(...[...document.querySelectorAll('p.note')].map(p => p.getBoundingClientRect().right))"
+    assert view.evaluate(right) <= width, "what stands above a table is not cut"
+    moved = "(b => { b.scrollLeft = 200; return b.querySelector('tbody th').getBoundingClientRect().left; })"
+    assert view.evaluate(f"{moved}(document.querySelector('.scroll'))") >= 0, "the policy's name stays"
     assert view.locator("#gantt rect.bar-prompt").count() > 10
     before = view.locator("#gantt-said").inner_text()
     view.locator("#gantt-run").select_option("1")

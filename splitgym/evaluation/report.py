@@ -18,6 +18,7 @@ from splitgym.slo import PERCENTILES
 
 TERMINAL_WIDTH = 120
 """Columns of text where the output is no terminal (a file, a CI log)."""
+_NAME_WIDTH = 14
 
 
 def summary(results: Results, baseline: str | None = None) -> list[dict[str, Any]]:
@@ -50,26 +51,35 @@ def summary(results: Results, baseline: str | None = None) -> list[dict[str, Any
     return rows
 
 
+def windows_of(results: Results) -> str:
+    """How many a workload has: "1 window", "3 windows"."""
+    return f"{len(results.seeds)} window{'s' if len(results.seeds) != 1 else ''}"
+
+
+def _broken(name: str) -> str:
+    """A long name on more lines, between its parts; a row has a second line anyway."""
+    return name.replace(":", ":\n") if len(name) > _NAME_WIDTH else name
+
+
 def table(results: Results, workload: Workload, baseline: str | None = None) -> Table:
     """The terminal table of one workload: percentiles are means over windows of each window's percentile."""
     base = baseline or results.policies[0]
-    windows = len(results.seeds)
     drawn = Table(
-        title=f"{workload.name}, {windows} window(s) of {workload.duration_s:g} s ({workload.part} part)",
+        title=f"{workload.name}, {windows_of(results)} of {workload.duration_s:g} s ({workload.part} part)",
         caption="TTFT, TBT, E2E: slowdown against the same request alone on the reference machine, "
         f"p50 p90 p99; difference: of goodput to {base} on the same windows; "
         "brackets: 95 % bootstrap intervals",
         box=SIMPLE_HEAD,
         padding=(0, 1),
     )
-    drawn.add_column("policy", overflow="fold", min_width=14)
+    drawn.add_column("policy", overflow="fold", min_width=_NAME_WIDTH)
     for text in ("goodput", "difference", "SLOs", "TTFT", "TBT", "E2E", "J/req"):
         drawn.add_column(text, justify="right", no_wrap=True)
     for row in summary(results, base):
         if row["workload"] != workload.name:
             continue
         drawn.add_row(
-            row["policy"],
+            _broken(row["policy"]),
             _spread(row, "goodput", ""),
             _spread(row, "goodput_difference", "+"),
             f"{row['slos_held']:.2g}/9",

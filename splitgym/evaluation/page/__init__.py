@@ -9,6 +9,7 @@ from pathlib import Path
 
 from splitgym.errors import ConfigError
 from splitgym.evaluation.page import sections
+from splitgym.evaluation.report import windows_of
 from splitgym.evaluation.run import Results
 
 MOST_RUNS = 12
@@ -78,7 +79,7 @@ def _notes(results: Results) -> str:
         for name, used in results.stand_ins.items()
     ]
     notes += [f"{name} ran on pools or rules of its own" for name in results.own_clusters]
-    windows = f"{len(results.seeds)} window(s) of each workload, seeds {', '.join(map(str, results.seeds))}"
+    windows = f"{windows_of(results)} of each workload, seeds {', '.join(map(str, results.seeds))}"
     return "".join(f'<p class="note">{escape(note)}.</p>' for note in [windows, *notes])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from splitgym.evaluation.compare import Interval, bootstrap_mean, compare
 from splitgym.evaluation.page import charts
 from splitgym.evaluation.page.charts import Axis, Line, axis_for, legend
-from splitgym.evaluation.report import summary
+from splitgym.evaluation.report import summary, windows_of
 from splitgym.evaluation.run import Results, Run
 from splitgym.evaluation.workloads import Workload
 from splitgym.metrics import KINDS
@@ -74,8 +74,7 @@ def table(results: Results, workload: Workload, baseline: str) -> str:
             ]
             rows.append([row["policy"], *cells])
     head = ("policy", "goodput", "difference", "SLOs held", "good/s", "J/request", "cost/1000", "busy")
-    windows = len(results.seeds)
-    says = f"means over {windows} window(s) of {workload.duration_s:g} s; brackets: 95 % intervals"
+    says = f"means over {windows_of(results)} of {workload.duration_s:g} s; brackets: 95 % intervals"
     return _table(f"{workload.name}: results", says, head, rows)
 
 
@@ -253,9 +252,11 @@ def _table(name: str, says: str, head: Sequence[str], rows: Sequence[Sequence[st
     body = ""
     for first, *cells in rows:
         body += f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{c}</td>" for c in cells)}</tr>'
+    # What it says stands before it, not in a caption: that would be as wide as the table, and cut on a phone.
     return (
+        f'<p class="note">{escape(says)}</p>'
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name, quote=True)}"><table>'
-        f"<caption>{escape(says)}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
