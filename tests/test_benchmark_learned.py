@@ -14,7 +14,7 @@ from benchmarks.learned.cases import CASES, Case
 from benchmarks.learned.entrants import MP_ORACLE, RESIDUAL, TUNED, Field, paper_at_its_best
 from benchmarks.learned.measure import Bench, highest_rate, measure
 from benchmarks.learned.page import Section, Table
-from benchmarks.learned.sections import max_rate, routing, sections, sizing, tail
+from benchmarks.learned.sections import max_rate, routing, sections, sizing, sizing_windows, tail
 from benchmarks.learned.statistics import best_of, estimate, improvement, iqm, mean, pick
 from splitgym import schedulers
 from splitgym.evaluation import Contender, evaluate, parse
@@ -253,7 +253,7 @@ def test_pool_sizing_is_compared_by_delay_with_rules_splits_and_a_bound(
     monkeypatch.setattr(sizing, "SHIFTING", load)
     monkeypatch.setattr(sizing, "DELAYS_S", (0.0, 5.0))
     case = replace(TINY, name="8h", loads=(0.9,), workloads=(load, "poisson:azure-code-synth"))
-    rows = sizing._rows(CASES["8h"], 5.0)
+    rows = sizing.rows_of(CASES["8h"], 5.0)
     delays = {e.cluster.switch_delay_s for found in rows.values() for e in found if e.cluster is not None}
     assert delays == {0.0, 5.0} and all(
         e.cluster is not None and e.cluster.confine
@@ -264,10 +264,23 @@ def test_pool_sizing_is_compared_by_delay_with_rules_splits_and_a_bound(
     made = sizing.sizing(case, Bench(Kept(tmp_path / "kept.jsonl"), command="x", out=tmp_path))
     table = {row[0]: float(row[-1]) for row in made.tables[0].rows}
     assert {sizing.STATIC, sizing.REACTIVE, sizing.ES, sizing.PPO, sizing.CLAIRVOYANT} <= table.keys()
-    assert made.claims["sizing.goodput_over_static"] == pytest.approx(
-        table[sizing.ES] - table[sizing.STATIC], abs=1e-3
+    late = {row[0]: float(row[-1]) for row in made.tables[1].rows}
+    assert made.claims["sizing.goodput_over_static.delay_5s"] == pytest.approx(
+        late[sizing.ES] - late[sizing.STATIC], abs=1e-3
     )
-    assert made.claims["ppo_sizing.goodput_over_reactive"] == pytest.approx(
-        table[sizing.PPO] - table[sizing.REACTIVE], abs=1e-3
-    )
-    assert not any("clairvoyant" in name for name in made.claims)
+    assert all("delay_5s" in name and "clairvoyant" not in name for name in made.claims)
+
+
+def test_pool_sizing_claims_rest_on_windows_that_all_rows_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sizing_windows, "SHIFTING", "shifting:azure-conv-synth~azure-code-synth")
+    case = replace(TINY, name="8h", loads=(0.9,))
+    bench = Bench(Kept(tmp_path / "kept.jsonl"), command="x", out=tmp_path)
+    made = sizing_windows.sizing_windows(case, bench, windows=3)
+    table = {row[0]: float(row[-1]) for row in made.tables[0].rows}
+    assert table.keys() >= {sizing.STATIC, sizing.REACTIVE, sizing.ES, sizing_windows.ES_ON, sizing.PPO}
+    for name, row in (("sizing", sizing_windows.ES_ON), ("ppo_sizing", sizing.PPO)):
+        for other, theirs in (("static", sizing.STATIC), ("reactive", sizing.REACTIVE)):
+            claim = made.claims[f"{name}.goodput_over_{other}"]
+            assert claim == pytest.approx(table[row] - table[theirs], abs=1e-3)

@@ -6,7 +6,7 @@ from importlib import import_module
 from benchmarks.learned.measure import Bench
 from benchmarks.learned.page import Section
 
-FILES = ("routing", "max_rate", "tail", "sizing")
+FILES = ("routing", "max_rate", "tail", "sizing", "sizing_windows")
 """Modules of this folder, in the order of the page."""
 
 

@@ -16,6 +16,7 @@ from benchmarks.learned.measure import Bench, Runs, measure
 from benchmarks.learned.page import Section, Table
 from benchmarks.learned.statistics import best_of, estimate, improvement, mean
 from splitgym import policy, schedulers
+from splitgym.config import ClusterConfig
 from splitgym.evaluation import Clairvoyant, Contender
 from splitgym.schedulers import RoutingScheduler, SizingScheduler
 
@@ -42,16 +43,30 @@ BASES = {0.0: "sizing-es-first-seed11"}
 DEFAULTS = {"reactive, default options": "reactive", "EWMA, default options": "ewma"}
 
 
-def _rows(case: Case, delay_s: float) -> dict[str, list[Contender]]:
+def confined(case: Case, delay_s: float) -> ClusterConfig:
+    """The cluster as pools begin, with phases confined to them."""
+    return replace(case.config(case.default_split), confine=True, switch_delay_s=delay_s)
+
+
+def kept_rows(case: Case, delay_s: float, prefix: str) -> list[Contender]:
+    """Kept weights that resize pools, beside the router that all have, or their own."""
+    pairs = [(name, *weights.read_pair(name)) for name in weights.names(prefix)]
+    return [
+        _made(case, delay_s, name, routing, sizing) for name, routing, sizing in pairs if sizing is not None
+    ]
+
+
+def _made(
+    case: Case, delay_s: float, name: str, router: RoutingScheduler | None, sizer: SizingScheduler
+) -> Contender:
+    routing = router or schedulers.routing(ROUTER)
+    return Contender(f"{name} ({delay_s:g} s)", routing, sizer, confined(case, delay_s))
+
+
+def rows_of(case: Case, delay_s: float) -> dict[str, list[Contender]]:
     """All contenders of one delay, by row. Those that never resize do not depend on it."""
-    start = replace(case.config(case.default_split), confine=True, switch_delay_s=delay_s)
-
-    def made(name: str, router: RoutingScheduler | None, sizer: SizingScheduler) -> Contender:
-        return Contender(f"{name} ({delay_s:g} s)", router or schedulers.routing(ROUTER), sizer, start)
-
-    def kept(prefix: str) -> list[Contender]:
-        pairs = [(name, *weights.read_pair(name)) for name in weights.names(prefix)]
-        return [made(name, routing, sizing) for name, routing, sizing in pairs if sizing is not None]
+    start = confined(case, delay_s)
+    made, kept = partial(_made, case, delay_s), partial(kept_rows, case, delay_s)
 
     static = schedulers.sizing("static")
     rows: dict[str, list[Contender]] = {}
@@ -119,15 +134,15 @@ def sizing(case: Case, bench: Bench) -> Section:
     """The section of one cluster: the shifting load at all delays, the other workloads without one."""
     shifting = replace(case, workloads=(SHIFTING,), windows=8)
     others = replace(case, workloads=tuple(w for w in case.workloads if w != SHIFTING), windows=4)
-    by_delay = {delay: _rows(case, delay) for delay in DELAYS_S}
+    by_delay = {delay: rows_of(case, delay) for delay in DELAYS_S}
     entrants = {e.name: e for rows in by_delay.values() for found in rows.values() for e in found}
     runs = measure(shifting, list(entrants.values()), bench)
     found = {delay: Results(runs, rows) for delay, rows in by_delay.items()}
     rows = {row: made for row, made in by_delay[0.0].items() if row != CLAIRVOYANT}  # it takes long
     at_once = measure(others, [e for made in rows.values() for e in made], bench)
     tables = [
-        *(_goodput(results, delay) for delay, results in found.items()),
-        _differences(found),
+        *(goodput_table(results, delay) for delay, results in found.items()),
+        differences_table(found),
         _by_workload(Results(at_once, rows)),
         _choices(found[0.0]),
     ]
@@ -152,14 +167,16 @@ def sizing(case: Case, bench: Bench) -> Section:
         f"to come: of the next {KNOWN_S:g} s, and of the whole window where switching takes time, since a "
         "shorter sight moves too often there. It cheats and is there as a bound.",
     )
-    return Section(f"Pool sizing: {case.title}", bench.command, text, tuple(tables), claims(found))
+    later = {delay: results for delay, results in found.items() if delay > 0}  # without one: `sizing_windows`
+    return Section(f"Pool sizing: {case.title}", bench.command, text, tuple(tables), claims(later))
 
 
 def _delay(delay_s: float) -> str:
     return "switching takes no time" if delay_s == 0 else f"switching takes {delay_s:g} s"
 
 
-def _goodput(found: Results, delay_s: float) -> Table:
+def goodput_table(found: Results, delay_s: float) -> Table:
+    """Goodput of all rows by load."""
     loads = found.case.loads
     rows = []
     for row in found.rows:
@@ -170,7 +187,8 @@ def _goodput(found: Results, delay_s: float) -> Table:
     return Table(f"Goodput under the shifting load, {_delay(delay_s)}", columns, tuple(rows))
 
 
-def _differences(found: dict[float, Results]) -> Table:
+def differences_table(found: dict[float, Results]) -> Table:
+    """Of what learns, and of the clairvoyant, to what does not, by delay."""
     pairs = [(a, b) for a in (ES, PPO, JOINT, CLAIRVOYANT) for b in (STATIC, PAPER, REACTIVE, EWMA)]
     pairs += [(JOINT, RULE_BESIDE), (ES_BESIDE, RULE_BESIDE)]
     rows = []
