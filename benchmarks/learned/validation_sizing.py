@@ -1,10 +1,10 @@
-"""Goodput of what resizes pools, by load on validation windows: what docs/experiments.md, section 14, chose by.
+"""Goodput of what resizes pools, by load on validation windows: docs/experiments.md, section 14, chose by it.
 
-python -m benchmarks.learned.validation_sizing --windows 10 --skip 8 sizing-reactive-8h-0s sizing-es-seed51 ...
+python -m benchmarks.learned.validation_sizing --windows 10 --skip 8 sizing-reactive-8h-0s sizing-es-seed51
 
-8 H100 that begin as 5 prompt and 3 token machines, phases confined to their pools, no switching delay, the tuned
-index as router where a policy has none of its own. A policy is the name of kept weights, a bundle, or a run
-folder of `es` or `cem`; differences are to the first.
+8 H100 that begin as 5 prompt and 3 token machines, phases confined to their pools, no switching delay, the
+tuned index as router where a policy has none of its own. A policy is the name of kept weights, a bundle, or
+a run folder of `es` or `cem`; differences are to the first.
 """
 
 import argparse
