@@ -11,7 +11,7 @@ from splitgym import schedulers
 from splitgym.errors import ConfigError
 from splitgym.sim import make_engine
 from splitgym.sim.compiled_engine import CompiledEngine
-from splitgym.sim.outcomes import Outcomes
+from splitgym.sim.outcomes import RESULT_COUNTS, RESULT_TIMES, Outcomes
 from splitgym.sim.simpy_engine import SimpyEngine, simpy_engine
 from splitgym.types import DecisionKind
 
@@ -99,6 +99,23 @@ def test_a_scheduler_in_plain_python_works_with_both():
         run.run_until_decision()
         outcomes.append(run.outcomes())
     assert_same(*outcomes)
+
+
+def test_outcomes_of_a_run_in_progress():
+    trace = tiny_trace(*[(0.02 * i, 30 + i, 5 + i % 7) for i in range(30)])
+    engines = [make(tiny_cluster("PTM")) for make in (simpy_engine, CompiledEngine)]
+    for engine in engines:
+        engine.reset(trace)
+    while True:
+        decisions = [engine.run_until_decision() for engine in engines]
+        spec, fast = (engine.outcomes() for engine in engines)
+        for name in (*RESULT_TIMES, *RESULT_COUNTS):
+            np.testing.assert_array_equal(getattr(fast, name), getattr(spec, name), err_msg=name)
+        assert fast.finish_order == spec.finish_order
+        if decisions[0] is None:
+            return
+        for engine in engines:
+            engine.apply((0, 1 + decisions[0].decision_id % 2) if decisions[0].request else 0)
 
 
 def test_arrays_grow(monkeypatch):

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import splitgym  # noqa: F401  (registers the environments)
+from splitgym import schedulers
 from splitgym.config import ClusterConfig, Fault, VllmBatchingConfig, parse_machines
 from splitgym.envs import JointEnv, PoolSizingEnv, RoutingEnv
 from splitgym.envs.base import SchedulingEnv
@@ -68,6 +69,13 @@ def same_as_singles(make: Any, seed: int, threads: int, episodes: int = 1, num_e
             np.testing.assert_array_equal(fleet.over, ~running)
     fleet.close()
     return steps
+
+
+@pytest.mark.parametrize("name", ["random", "round-robin"])
+def test_each_environment_has_a_router_of_its_own(name: str) -> None:
+    options: dict[str, Any] = {"cluster": "h100-80gb:2P2T", "model": "llama2-70b", "rate_per_s": 6.0, **SHORT}
+    routers = iter([schedulers.routing(name), *[name] * 3])  # one for the fleet, then the single ones'
+    assert same_as_singles(lambda: PoolSizingEnv(routing=next(routers), **options), seed=3, threads=1) >= 3
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])

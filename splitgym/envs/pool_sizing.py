@@ -1,6 +1,7 @@
 """`splitgym/PoolSizing-v0`."""
 
 from bisect import bisect_left
+from copy import deepcopy
 from typing import Any, ClassVar
 
 from splitgym import schedulers
@@ -9,6 +10,7 @@ from splitgym.envs.base import NO_DECISION, SchedulingEnv
 from splitgym.envs.config import PoolSizingConfig
 from splitgym.envs.reward import Completion
 from splitgym.errors import ConfigError
+from splitgym.schedulers.builtin import CompiledRouting
 from splitgym.schedulers.protocol import RoutingScheduler
 from splitgym.sim import Engine, make_engine
 from splitgym.types import Decision
@@ -78,7 +80,9 @@ class PoolSizingEnv(SchedulingEnv):
 
 
 def routing_scheduler(given: Any) -> RoutingScheduler:
-    """A routing scheduler by name, or the object itself.
+    """A routing scheduler by name, a copy of a built-in one, or the object itself.
+
+    Environments made with one built-in scheduler do not share what it remembers.
 
     Raises:
         ConfigError: neither.
@@ -89,4 +93,4 @@ def routing_scheduler(given: Any) -> RoutingScheduler:
         raise ConfigError(
             f"routing is {given!r}: expected one of {', '.join(schedulers.routing_names())}, or a scheduler"
         )
-    return given
+    return deepcopy(given) if isinstance(given, CompiledRouting) else given

@@ -1,5 +1,6 @@
 """`splitgym/Routing-v0`."""
 
+from copy import deepcopy
 from typing import Any, ClassVar
 
 from splitgym import schedulers
@@ -7,6 +8,7 @@ from splitgym.envs.action import ActionCodec, RoutingActions
 from splitgym.envs.base import SchedulingEnv
 from splitgym.envs.config import RoutingConfig
 from splitgym.errors import ConfigError
+from splitgym.schedulers.builtin import CompiledSizing
 from splitgym.schedulers.protocol import SizingScheduler
 from splitgym.sim import Engine, make_engine
 
@@ -93,7 +95,9 @@ class RoutingEnv(SchedulingEnv):
 
 
 def sizing_scheduler(given: Any) -> SizingScheduler:
-    """A sizing scheduler by name, or the object itself.
+    """A sizing scheduler by name, a copy of a built-in one, or the object itself.
+
+    Environments made with one built-in scheduler do not share what it remembers.
 
     Raises:
         ConfigError: neither.
@@ -104,4 +108,4 @@ def sizing_scheduler(given: Any) -> SizingScheduler:
         raise ConfigError(
             f"sizing is {given!r}: expected one of {', '.join(schedulers.sizing_names())}, or a scheduler"
         )
-    return given
+    return deepcopy(given) if isinstance(given, CompiledSizing) else given

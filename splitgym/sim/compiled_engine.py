@@ -186,7 +186,7 @@ class CompiledEngine:
 
     @property
     def recorded(self) -> Outcomes:
-        """`outcomes` as far as they are written: without requests in flight and the machines' totals."""
+        """`outcomes` as they are written: rows of requests that have not come, and machines' totals, mean nothing."""
         return self._simulation.outcomes
 
     def grow(self, why: int) -> None:

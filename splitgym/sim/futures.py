@@ -50,7 +50,7 @@ class Verdict(NamedTuple):
 def copy_of(simulation: Simulation) -> Simulation:
     """The same simulation in memory of its own, but for what never changes and what is named in `_OWN`."""
     made: Simulation = object.__new__(Simulation)
-    made.cluster, made._streaming = simulation.cluster, False
+    made.cluster, made._streaming, made._blanked = simulation.cluster, False, True
     made._head = simulation._head.copy()
     made.sim, made._kept = made._head[0], {}
     for name, array in simulation._kept.items():
@@ -137,6 +137,7 @@ class Future:
         lengths[here] = np.where(limits > 0, np.maximum(capped, generated[here] + 2), lengths[here])
         revise(self._start.sim, lengths)
         self._here = jobs["request"][here].copy()
+        self._rows_here = now._kept["outcomes"][self._here]
         self._start._kept["outputs"][self._here] = lengths[here]
         self._taken = int(self._start.sim["finished"])
 
@@ -158,7 +159,8 @@ class Future:
         count = int(run.sim["num_requests"])
         for name in ("arrivals", "prompts", "outputs", "routing_params"):
             run._kept[name] = self._start._kept[name]
-        outcomes = run._keep("outcomes", np.empty(count, rec.OUTCOME))
+        outcomes = run._keep_results(np.empty(count, rec.OUTCOME))
+        outcomes[self._here] = self._rows_here
         run._keep("order", np.zeros(count, np.int64))
         run._keep("routing_state", np.zeros(STATE_SIZE, np.int64))
         loop.answer_route(run.sim, *pair)

@@ -56,6 +56,7 @@ class Truth:
         self._count = max(known, last)
         jobs = now._kept["jobs"]
         here = jobs["request"][np.flatnonzero(jobs["in_use"] == 1)]
+        self._here = here
         self._rows = np.concatenate([here, np.arange(known, self._count)])
 
     def judge(self, moves: int, then: Sizer | None = None) -> Verdict:
@@ -70,7 +71,8 @@ class Truth:
             if name in now._kept:
                 run._keep(name, now._kept[name])
         run._keep("routing_state", now._kept["routing_state"].copy())
-        outcomes = run._keep("outcomes", np.zeros(self._count, rec.OUTCOME))
+        outcomes = run._keep_results(np.zeros(self._count, rec.OUTCOME))
+        outcomes[self._here] = now._kept["outcomes"][self._here]
         run._keep("order", np.zeros(self._count, np.int64))
         arriving = self._count - int(now.sim["next_row"])
         run._set(num_requests=self._count, unfinished=int(now.sim["in_system"]) + arriving, logging=0)

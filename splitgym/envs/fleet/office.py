@@ -66,7 +66,7 @@ def make_office(env: SchedulingEnv) -> NDArray[Any]:
     """(1,) `OFFICE` record of environments like `env`."""
     office, limits, weights = np.zeros(1, OFFICE), slowdown_limits(env.reward), weights_of(env.reward)
     office["kind"] = KINDS[type(env)]
-    office["flat"] = getattr(env.config, "flat", False)
+    office["one_number"] = getattr(env.config, "flat", False)
     office["max_machines"] = env.max_machines
     office["max_moves"] = getattr(env.config, "max_moves", 0)
     office["min_pool"] = env.cluster.config.min_pool_machines

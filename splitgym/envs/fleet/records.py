@@ -63,7 +63,7 @@ OFFICE = np.dtype(
             (name, np.int64)
             for name in (
                 "kind",  # ROUTING, SIZING or JOINT
-                "flat",  # one number instead of two
+                "one_number",  # one number instead of two
                 "max_machines",
                 "max_moves",
                 "min_pool",

@@ -87,7 +87,7 @@ def request_info(sim, job):
     """What a scheduler may know of a request."""
     return RequestInfo(
         job.request,
-        job.arrival_ns,
+        row_of(sim, job).arrival_ns,
         job.prompt_tokens,
         max_tokens_of(sim, job),
         job.output_tokens if sim.oracle else UNKNOWN,

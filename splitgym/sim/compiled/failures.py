@@ -25,7 +25,7 @@ def cancel(sim, job):
     source, target = machine_at(sim, job.source), machine_at(sim, job.target)
     phase, prompt = job.phase, job.prompt_tokens
     tokens = generated(sim, job)
-    job.lost_tokens += tokens
+    row_of(sim, job).lost_tokens += tokens
     if phase == QUEUED:
         unlink_prompt(sim, source, job)
         leave_prompt_queue(sim, source, job)
@@ -170,7 +170,7 @@ def break_deadlock(sim, machine):
             return True
         slot = job.memory_next
     victim = job_at(sim, youngest(sim, machine))
-    victim.preemptions += 1
+    row_of(sim, victim).preemptions += 1
     source, target = machine_at(sim, victim.source), machine_at(sim, victim.target)
     cancel(sim, victim)
     settle_after(sim, source)

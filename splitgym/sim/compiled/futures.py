@@ -21,7 +21,7 @@ def generated_so_far(sim, out):
         job = job_at(sim, slot)
         out[slot] = -1
         if job.in_use:
-            out[slot] = 0 if job.first_token_ns == NONE else 1
+            out[slot] = 0 if row_of(sim, job).first_token_ns == NONE else 1
             if job.phase == RUNNING:
                 out[slot] = decoded(machine_at(sim, job.target), job)
 

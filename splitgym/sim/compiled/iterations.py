@@ -49,7 +49,7 @@ def begin(sim, machine):
     while slot != NONE:
         job = job_at(sim, slot)
         job.phase = PROMPT
-        job.prompt_start_ns = sim.now
+        row_of(sim, job).prompt_start_ns = sim.now
         if overlaps(sim, job):
             ask_transfer(sim, job)
         slot = job.queue_next
@@ -168,10 +168,11 @@ def end_prompts(sim, machine):
 @inlined
 def end_prompt(sim, machine, job):
     """The request has its first token."""
-    job.prompt_end_ns = sim.now
-    job.prompts_computed += 1
-    if job.first_token_ns == NONE:
-        job.first_token_ns = sim.now
+    row = row_of(sim, job)
+    row.prompt_end_ns = sim.now
+    row.prompts_computed += 1
+    if row.first_token_ns == NONE:
+        row.first_token_ns = sim.now
     if job.output_tokens == 1:
         target = machine_at(sim, job.target)
         abort_transfer(sim, job)

@@ -140,8 +140,9 @@ def settle(sim, machine, count):
 @compiled
 def started(sim, job):
     """Record the first decode of a request, unless it is recorded."""
-    if job.decode_start_ns == NONE:
-        job.decode_start_ns = sim.now
+    row = row_of(sim, job)
+    if row.decode_start_ns == NONE:
+        row.decode_start_ns = sim.now
 
 
 @compiled

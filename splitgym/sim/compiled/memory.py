@@ -158,7 +158,7 @@ def start_transfer(sim, job):
         take_slack(sim, target, need)
     job.held_token = need
     target.kv_used_tokens += job.prompt_tokens + 1
-    job.transfer_start_ns = sim.now
+    row_of(sim, job).transfer_start_ns = sim.now
     job.left = job.prompt_tokens * sim.kv_bytes * WORK_PER_BYTE
     job.flight = 1
     source.shipments += 1

@@ -153,12 +153,12 @@ def view_maker(dtype: Any, ndim: int) -> Callable[..., Any]:
     return matrix
 
 
-def blanker(start: int, size: int) -> Callable[..., Any]:
-    """`f(address, index)`: zeros from byte `start` to the end of the record at a place, `size` bytes each."""
+def blanker(start: int, stop: int, size: int) -> Callable[..., Any]:
+    """`f(address, index)`: zeros from byte `start` to `stop` of the record at a place, `size` bytes each."""
     if IN_PYTHON:
 
         def blank(address: int, index: int) -> None:
-            ctypes.memset(int(address + index * size + start), 0, size - start)
+            ctypes.memset(int(address + index * size + start), 0, stop - start)
 
         return blank
 
@@ -168,7 +168,7 @@ def blanker(start: int, size: int) -> Callable[..., Any]:
             base, place = arguments
             offset = builder.add(builder.mul(place, place.type(size)), place.type(start))
             target = builder.inttoptr(builder.add(base, offset), cgutils.voidptr_t)
-            cgutils.memset(builder, target, place.type(size - start), 0)
+            cgutils.memset(builder, target, place.type(stop - start), 0)
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64), code

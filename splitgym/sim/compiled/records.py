@@ -19,51 +19,51 @@ def _record(*parts: tuple[Any, str]) -> np.dtype[Any]:
     return np.dtype([(name, kind) for kind, names in parts for name in names.split()], align=True)
 
 
-_OUTCOME = (
+OUTCOME = _record(
     (LONG, "request arrival_ns prompt_tokens output_tokens"),
     (LONG, "first_token_ns finish_ns prompt_start_ns prompt_end_ns transfer_start_ns transfer_end_ns"),
     (LONG, "decode_start_ns prompt_machine token_machine decision_id attempts preemptions prompts_computed"),
     (LONG, "lost_tokens"),
 )
-OUTCOME = _record(*_OUTCOME)
 """One request: its row of the trace, then fields of `splitgym.sim.outcomes.Outcomes`."""
 RESULTS = OUTCOME.names[4:]  # type: ignore[index]
 """What a run adds to the trace."""
 
-# A request in flight, at its *slot* in `jobs`: five of the processor's cache lines of 64 bytes; what its
-# completion needs lies in three. Lists run through `..._next` and `..._prev`; NONE ends them.
+# A request in flight, at its *slot* in `jobs`: three of the processor's cache lines of 64 bytes; what its
+# completion needs lies in the first. Lists run through `..._next` and `..._prev`; NONE ends them.
+# What is kept of it for the outcomes is written where these are, see `row_of`.
 JOB = _record(
-    *_OUTCOME,
-    (LONG, "max_tokens"),  # the client's, or UNKNOWN
-    (SHORT, "slot flight_version"),
+    (LONG, "request prompt_tokens output_tokens"),
+    (SHORT, "slot row flight_version"),
     (SHORT, "rerated_next"),  # the next transfer whose rate has changed in this event
     (FLAG, "in_use"),
     (FLAG, "rerated"),  # its rate has changed and no event is planned for it yet
     # Blank at the begin of every attempt, from here on.
+    (FLAG, "phase"),
+    (FLAG, "flight"),  # 0 no transfer, 1 bytes in flight, 2 bytes there, prompt not over, 3 the constant runs
     (SHORT, "source target"),  # prompt and token machine
-    (SHORT, "phase held_prompt held_token"),
+    (SHORT, "held_prompt held_token"),
     (SHORT, "queue_next"),  # prompts queued or in an iteration, requests without a machine, free slots
+    # The second line.
     (LONG, "alone_ns"),  # predicted time of the prompt alone
     (LONG, "last"),  # token iteration of its machine after which it is done
     (LONG, "decision"),
+    (LONG, "left rate rated_at"),  # of its transfer
     (SHORT, "joined"),  # order of joining a batch
     (SHORT, "goal"),  # tokens to compute before the next one can be generated
-    (SHORT, "attempt passed queue_prev"),
-    (
-        SHORT,
-        "flight",
-    ),  # 0 no transfer, 1 bytes in flight, 2 bytes there, prompt not over, 3 the constant runs
-    (FLAG, "left_out waiting granted"),
-    (SHORT, "fresh_next"),
+    (SHORT, "queue_prev fresh_next"),
+    # The third line.
     (SHORT, "memory_next memory_prev"),  # who waits for memory: prompts, caches, caches for their outputs'
-    (LONG, "left rate rated_at"),  # of its transfer
     (SHORT, "sending_next sending_prev receiving_next receiving_prev sequence_next sequence_prev"),
+    (SHORT, "attempt passed"),
     (SHORT, "computed chunk"),  # vLLM: of `goal`, done, and in the iteration in progress
     (SHORT, "generated"),  # vLLM: output tokens when it last joined the batch or left it
+    (FLAG, "left_out waiting granted"),
+    # Up to here.
+    (LONG, "max_tokens"),  # the client's, or UNKNOWN
 )
 OUTCOME_BYTES, JOB_BYTES = OUTCOME.itemsize, JOB.itemsize
-BLANK_FROM = int(JOB.fields["source"][1])  # type: ignore[index]
-FINISH_PLACE = int(OUTCOME.fields["finish_ns"][1]) // 8  # type: ignore[index]
+BLANK_FROM, BLANK_TO = (int(JOB.fields[name][1]) for name in ("phase", "max_tokens"))  # type: ignore[index]
 
 # The first half is what contiguous token iterations touch; then prompts and transfers; then what is rare.
 MACHINE = _record(
@@ -151,7 +151,7 @@ HEAD = np.dtype(
             (LONG, "num_params num_sizing_params"),
             # Addresses.
             (LONG, "machines jobs batches heap tree tree_machines next_ends wake_list touched_list reached"),
-            (LONG, "arrivals prompts outputs limits outcomes order timeline log watts"),
+            (LONG, "arrivals prompts outputs limits outcomes rows order timeline log watts"),
             (LONG, "view_longs view_reals view_flags clock_at mean_output_at counters_at"),
             (LONG, "knot_tokens knot_ns knot_counts token_base token_slope mixed_factor"),
             (LONG, "routing_params routing_state sizing_params sizing_state"),
@@ -168,9 +168,9 @@ HEAD = np.dtype(
     align=True,
 )
 
-_machine, _job = record_reader(MACHINE), record_reader(JOB)
+_machine, _job, _outcome = record_reader(MACHINE), record_reader(JOB), record_reader(OUTCOME)
 _event, _task = record_reader(EVENT), record_reader(TASK)
-_blank = blanker(BLANK_FROM, JOB.itemsize)
+_blank = blanker(BLANK_FROM, BLANK_TO, JOB.itemsize)
 _fetch_machine, _fetch_job = fetcher(MACHINE.itemsize // 64), fetcher(JOB.itemsize // 64)
 _fetch_tasks, _fetch_line = fetcher(2), fetcher(1)
 TASK_BYTES = TASK.itemsize
@@ -186,6 +186,12 @@ def machine_at(sim, m):
 def job_at(sim, slot):
     """The request in a slot."""
     return _job(sim.jobs, slot)
+
+
+@compiled
+def row_of(sim, job):
+    """The `OUTCOME` of a request in flight: its row of the outcomes, or of `rows` where these are drained."""
+    return _outcome(sim.rows, job.row)
 
 
 @compiled

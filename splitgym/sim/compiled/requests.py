@@ -21,14 +21,16 @@ def take_slot(sim, request):
         job = job_at(sim, slot)
         sim.free_head = job.queue_next
     job.slot = slot
+    job.row = slot if sim.streaming else request
     job.in_use = 1
-    job.request = request
-    job.arrival_ns = long_at(sim.arrivals, request)
-    job.prompt_tokens = long_at(sim.prompts, request)
-    job.output_tokens = long_at(sim.outputs, request)
+    row = row_of(sim, job)
+    job.request = row.request = request
+    row.arrival_ns = long_at(sim.arrivals, request)
+    job.prompt_tokens = row.prompt_tokens = long_at(sim.prompts, request)
+    job.output_tokens = row.output_tokens = long_at(sim.outputs, request)
     job.max_tokens = long_at(sim.limits, request) if sim.limits else UNKNOWN
-    job.first_token_ns = job.finish_ns = job.prompt_machine = job.token_machine = job.decision_id = NONE
-    job.attempts = job.preemptions = job.prompts_computed = job.lost_tokens = 0
+    row.first_token_ns = row.finish_ns = row.prompt_machine = row.token_machine = row.decision_id = NONE
+    row.attempts = row.preemptions = row.prompts_computed = row.lost_tokens = 0
     begin_attempt(sim, job, 0)
     return job
 
@@ -36,8 +38,9 @@ def take_slot(sim, request):
 @compiled
 def begin_attempt(sim, job, attempt):
     """An attempt to serve a request, from its prompt."""
-    job.prompt_start_ns = job.prompt_end_ns = job.transfer_start_ns = job.transfer_end_ns = NONE
-    job.decode_start_ns = NONE
+    row = row_of(sim, job)
+    row.prompt_start_ns = row.prompt_end_ns = row.transfer_start_ns = row.transfer_end_ns = NONE
+    row.decode_start_ns = NONE
     job.flight_version += 1
     blank_job(sim, job.slot)
     job.goal = job.prompt_tokens
@@ -45,33 +48,16 @@ def begin_attempt(sim, job, attempt):
     job.attempt = attempt
 
 
-@compiled
-def publish(sim, job):
-    """Write what has happened to a request so far where the outcomes are kept."""
-    _copy(sim.outcomes + OUTCOME_BYTES * job.request, sim.jobs + JOB_BYTES * job.slot)
-
-
-@compiled
-def publish_all(sim):
-    """Write what has happened to the requests in flight."""
-    for slot in range(sim.used_slots):
-        job = job_at(sim, slot)
-        if job.in_use:
-            publish(sim, job)
-
-
 @inlined
 def finish(sim, job):
     """The request has all its tokens."""
     promise(sim, job, -1)
+    row_of(sim, job).finish_ns = sim.now
     if sim.streaming:
         place = sim.outcomes + OUTCOME_BYTES * (sim.finished - sim.drained)
+        _copy(place, sim.rows + OUTCOME_BYTES * job.row)
     else:
-        place = sim.outcomes + OUTCOME_BYTES * job.request
         put_long(sim.order, sim.finished, job.request)
-    _copy(place, sim.jobs + JOB_BYTES * job.slot)
-    # After the copy: to read what was just written, in wider pieces, would make the processor wait.
-    put_long(place, FINISH_PLACE, sim.now)
     sim.finished += 1
     sim.unfinished -= 1
     sim.in_system -= 1
@@ -129,10 +115,11 @@ def route(sim, job, p, t):
     """The request goes to prompt machine p and token machine t."""
     job.source, job.target = p, t
     job.phase = QUEUED
-    job.prompt_machine = p
-    job.token_machine = t
-    job.decision_id = job.decision
-    job.attempts += 1
+    row = row_of(sim, job)
+    row.prompt_machine = p
+    row.token_machine = t
+    row.decision_id = job.decision
+    row.attempts += 1
     machine = machine_at(sim, p)
     append_prompt(sim, machine, job)
     enter_prompt_queue(sim, machine, job)

@@ -13,7 +13,7 @@ from splitgym.schedulers.network import NETWORK_SCRATCH
 from splitgym.sim.compiled import decide, loop, show
 from splitgym.sim.compiled import records as rec
 from splitgym.sim.compiled.template import Ints, Template, address_of, aligned
-from splitgym.sim.outcomes import NEVER, RESULT_TIMES, TIMELINE_FIELDS, Outcomes
+from splitgym.sim.outcomes import TIMELINE_FIELDS, Outcomes
 from splitgym.trace import Trace
 from splitgym.types import NS_PER_S, to_ns
 from splitgym.view import ClusterView
@@ -23,17 +23,6 @@ DRAINED_ROWS = 1 << 16
 """Finished requests that a streaming simulation keeps before they are drained."""
 _SPARE = ("jobs", "heap", "batches")
 """Arrays whose contents mean nothing at the begin of a run: they are taken over from the one before."""
-
-
-def _nothing() -> NDArray[Any]:
-    """(1,) `OUTCOME` of a request that has not come."""
-    row = np.zeros(1, rec.OUTCOME)
-    for name in RESULT_TIMES:
-        row[name] = NEVER
-    return row
-
-
-_NOTHING = _nothing()
 
 
 class Arrays:
@@ -59,7 +48,7 @@ class Arrays:
         before: "Arrays | None" = None,
     ):
         self.cluster = template.cluster
-        self._streaming = streaming
+        self._streaming, self._blanked = streaming, False
         self._head, self._kept = template.copy()
         self.sim = self._head[0]
         self._set_requests(trace)
@@ -108,7 +97,7 @@ class Arrays:
             self._set(streaming=1, result_rows=rows)
             self.feed(trace)
             return
-        results = self._keep("outcomes", np.repeat(_NOTHING, count))
+        results = self._keep_results(aligned(count, rec.OUTCOME))
         self.outcomes = out = Outcomes.empty(trace, machines, {name: results[name] for name in rec.RESULTS})
         self._keep("order", np.empty(count, np.int64))
         self._keep("arrivals", out.arrival_ns)
@@ -117,6 +106,12 @@ class Arrays:
         if trace.max_tokens is not None:
             self._keep("limits", np.ascontiguousarray(trace.max_tokens, np.int64))
         self._set(num_requests=count, unfinished=count)
+
+    def _keep_results(self, results: NDArray[Any]) -> NDArray[Any]:
+        """Let the requests write their outcomes here: (N,) `OUTCOME`, each filled in when its request comes."""
+        self._keep("outcomes", results)
+        self.sim["rows"] = self.sim["outcomes"]
+        return results
 
     def _set_room(self, slots: int, before: "Arrays | None") -> None:
         """Slots for requests in flight, batches, and a heap of events."""
@@ -130,6 +125,8 @@ class Arrays:
             self._keep("heap", aligned(8 * (slots + machines) + 1024, rec.EVENT))
             rows = (machines + 1) * int(self.sim["task_stride"]) // rec.TASK.itemsize
             self._keep("batches", aligned(rows, rec.TASK))
+        if self._streaming:
+            self._keep("rows", np.empty(len(self._kept["jobs"]), rec.OUTCOME))
         self._set(num_slots=len(self._kept["jobs"]), heap_rows=len(self._kept["heap"]))
 
     def _set_view(self) -> None:

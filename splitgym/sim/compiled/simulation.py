@@ -6,10 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitgym.sim.compiled import state as st
-from splitgym.sim.compiled.requests import publish_all
 from splitgym.sim.compiled.setup import Arrays
 from splitgym.sim.compiled.template import Ints, aligned
-from splitgym.sim.outcomes import Outcomes
+from splitgym.sim.outcomes import NEVER, RESULT_COUNTS, RESULT_TIMES, Outcomes
 from splitgym.types import UNKNOWN, RequestInfo
 
 
@@ -20,10 +19,11 @@ class Simulation(Arrays):
         """Double the array that is full."""
         if why == st.GROW_JOBS:
             old = self._kept["jobs"]  # all in use
-            jobs = aligned(2 * len(old), old.dtype)
-            jobs.view(np.uint8)[: old.nbytes] = old.view(np.uint8)
+            jobs = self._keep("jobs", self._doubled(old))
             jobs["in_use"][len(old) :] = 0
-            self._set(num_slots=len(self._keep("jobs", jobs)))
+            if self._streaming:
+                self._keep("rows", self._doubled(self._kept["rows"]))
+            self._set(num_slots=len(jobs))
             return
         name, size = {
             st.GROW_HEAP: ("heap", "heap_rows"),
@@ -32,6 +32,13 @@ class Simulation(Arrays):
         }[why]
         old = self._kept[name]
         self.sim[size] = len(self._keep(name, np.concatenate([old, np.zeros_like(old)])))
+
+    @staticmethod
+    def _doubled(old: NDArray[Any]) -> NDArray[Any]:
+        """The same records with room for as many behind them."""
+        new = aligned(2 * len(old), old.dtype)
+        new.view(np.uint8)[: old.nbytes] = old.view(np.uint8)
+        return new
 
     def drain(self) -> NDArray[Any]:
         """(K,) `OUTCOME` records of the requests that finished since the last call, in that order."""
@@ -45,7 +52,7 @@ class Simulation(Arrays):
         job = self._kept["jobs"][self.sim["asked"]]
         return RequestInfo(
             request_id=int(job["request"]),
-            arrival_ns=int(job["arrival_ns"]),
+            arrival_ns=int(self._kept["rows" if self._streaming else "outcomes"][job["row"]]["arrival_ns"]),
             prompt_tokens=int(job["prompt_tokens"]),
             max_tokens=int(job["max_tokens"]),
             oracle_output_tokens=int(job["output_tokens"]) if self.cluster.config.oracle else UNKNOWN,
@@ -61,7 +68,7 @@ class Simulation(Arrays):
         """Outcomes as of now."""
         out, machines, now = self.outcomes, self._kept["machines"], int(self.sim["now"])
         if not self._streaming:
-            publish_all(self.sim)
+            self._blank_to_come()
             known = len(out.finish_order)
             out.finish_order += self._kept["order"][known : self.sim["finished"]].tolist()
         out.end_ns = now
@@ -74,3 +81,12 @@ class Simulation(Arrays):
         known = len(out.timeline)
         out.timeline += [tuple(row) for row in self._kept["timeline"][known : self.sim["samples"]].tolist()]
         return out
+
+    def _blank_to_come(self) -> None:
+        """What outcomes say of requests that have not come. Once: each writes its own when it comes."""
+        if not self._blanked:
+            rest = self._kept["outcomes"][self.sim["next_row"] :]
+            for names, value in ((RESULT_TIMES, NEVER), (RESULT_COUNTS, 0)):
+                for name in names:
+                    rest[name] = value
+            self._blanked = True

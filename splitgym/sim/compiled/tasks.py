@@ -73,7 +73,7 @@ def leave_out(sim, machine, job):
     job.passed += 1
     if job.passed >= sim.max_passed_over:
         machine.aged += 1
-    if job.decode_start_ns == NONE:
+    if row_of(sim, job).decode_start_ns == NONE:
         job.fresh_next = machine.fresh_head
         machine.fresh_head = job.slot
 

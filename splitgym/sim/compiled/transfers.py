@@ -16,7 +16,7 @@ def constant_runs(sim, job):
     """The bytes are there and the prompt is over: the rest of a layer-wise transfer takes its constant."""
     constant = machine_at(sim, job.source).transfer_constant_ns
     job.flight = 3
-    transfer_event(sim, job, max(sim.now, job.prompt_end_ns + constant))
+    transfer_event(sim, job, max(sim.now, row_of(sim, job).prompt_end_ns + constant))
 
 
 @inlined
@@ -45,7 +45,7 @@ def shipped(sim, job):
         log_event(sim, sim.now, EventKind.TRANSFER_END, job.request, job.target)
     if sim.large:
         fetch_place(sim, target)
-    job.transfer_end_ns = sim.now
+    row_of(sim, job).transfer_end_ns = sim.now
     job.flight = 0
     source.shipments -= 1
     target.shipments -= 1
@@ -82,7 +82,7 @@ def abort_transfer(sim, job):
         job.flight_version += 1
         source.shipments -= 1
         target.shipments -= 1
-        job.transfer_start_ns = NONE
+        row_of(sim, job).transfer_start_ns = NONE
         target.reserved -= job.held_token
         target.kv_used_tokens -= job.prompt_tokens + 1
         job.held_token = 0

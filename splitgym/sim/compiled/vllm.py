@@ -134,7 +134,7 @@ def leave_out_rest(sim, machine, slot):
 @compiled
 def preempt(sim, machine, job):
     """The cache is dropped; the request waits first in the queue and is computed again, here."""
-    job.preemptions += 1
+    row_of(sim, job).preemptions += 1
     leave_sequences(sim, machine, job)
     if job.phase == RUNNING:
         prompt = job.prompt_tokens
@@ -201,7 +201,7 @@ def begin_chunks(sim, machine):
         else:
             job.phase = PROMPT
             if job.generated == 0:
-                job.prompt_start_ns = sim.now
+                row_of(sim, job).prompt_start_ns = sim.now
         part = job.alone_ns * chunk // (job.goal - done)
         job.alone_ns -= part
         machine.prompt_queue_ns -= part
@@ -244,15 +244,16 @@ def end_chunks(sim, machine):
 def prompt_computed(sim, machine, job):
     """A prompt (or what a preempted request had before) is computed; it has one more token."""
     now, prompt = sim.now, job.prompt_tokens
+    row = row_of(sim, job)
     job.generated += 1
     machine.kv_used_tokens += 1
     if job.generated == 1:
-        job.prompt_end_ns = now
-        job.prompts_computed += 1
-        if job.first_token_ns == NONE:
-            job.first_token_ns = now
-    elif job.decode_start_ns == NONE:
-        job.decode_start_ns = machine.start
+        row.prompt_end_ns = now
+        row.prompts_computed += 1
+        if row.first_token_ns == NONE:
+            row.first_token_ns = now
+    elif row.decode_start_ns == NONE:
+        row.decode_start_ns = machine.start
     target = machine_at(sim, job.target)
     if job.generated == job.output_tokens:
         leave_sequences(sim, machine, job)
