@@ -186,7 +186,7 @@ class CompiledEngine:
 
     @property
     def recorded(self) -> Outcomes:
-        """`outcomes` as they are written: rows of requests that have not come, and machines' totals, mean nothing."""
+        """`outcomes` as they are written: no totals of machines, nothing of requests that have not come."""
         return self._simulation.outcomes
 
     def grow(self, why: int) -> None:

@@ -159,7 +159,7 @@ class Future:
         count = int(run.sim["num_requests"])
         for name in ("arrivals", "prompts", "outputs", "routing_params"):
             run._kept[name] = self._start._kept[name]
-        outcomes = run._keep_results(np.empty(count, rec.OUTCOME))
+        outcomes = run._keep("outcomes", np.empty(count, rec.OUTCOME))
         outcomes[self._here] = self._rows_here
         run._keep("order", np.zeros(count, np.int64))
         run._keep("routing_state", np.zeros(STATE_SIZE, np.int64))

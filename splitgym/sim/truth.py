@@ -71,7 +71,7 @@ class Truth:
             if name in now._kept:
                 run._keep(name, now._kept[name])
         run._keep("routing_state", now._kept["routing_state"].copy())
-        outcomes = run._keep_results(np.zeros(self._count, rec.OUTCOME))
+        outcomes = run._keep("outcomes", np.zeros(self._count, rec.OUTCOME))
         outcomes[self._here] = now._kept["outcomes"][self._here]
         run._keep("order", np.zeros(self._count, np.int64))
         arriving = self._count - int(now.sim["next_row"])

@@ -170,9 +170,13 @@ def end_prompt(sim, machine, job):
     """The request has its first token."""
     row = row_of(sim, job)
     row.prompt_end_ns = sim.now
-    row.prompts_computed += 1
-    if row.first_token_ns == NONE:
+    if job.attempt == 0:  # to read the row would be to wait for it
+        row.prompts_computed = 1
         row.first_token_ns = sim.now
+    else:
+        row.prompts_computed += 1
+        if row.first_token_ns == NONE:
+            row.first_token_ns = sim.now
     if job.output_tokens == 1:
         target = machine_at(sim, job.target)
         abort_transfer(sim, job)

@@ -86,16 +86,23 @@ def first_end(sim):
 
 
 @compiled
-def next_end(sim, m):
-    """The machine whose iteration ends first but for machine m, which is the first."""
+def next_ends(sim, m):
+    """The machine whose iteration ends first but for machine m, which is the first, and one of the next ones.
+
+    The next one but for a neighbour of the second in the tree, that is: what is wanted is a good guess.
+    """
     tree, place = sim.tree, sim.num_leaves + m
-    least, best = FAR, place
+    least = second = FAR
+    best = after = place
     while place > 1:
         other = long_at(tree, place ^ 1)
         if other < least:
+            second, after = least, best
             least, best = other, place ^ 1
+        elif other < second:
+            second, after = other, place ^ 1
         place >>= 1
-    return np.int64(short_at(sim.tree_machines, best))
+    return np.int64(short_at(sim.tree_machines, best)), np.int64(short_at(sim.tree_machines, after))
 
 
 # ---- machines to start ------------------------------------------------------------------------------------

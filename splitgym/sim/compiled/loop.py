@@ -126,7 +126,8 @@ def step(sim):
         time = long_at(sim.tree, 1)
         m = first_end(sim)
         if sim.large:
-            fetch_iteration(sim, next_end(sim, m))
+            following, later = next_ends(sim, m)
+            fetch_iteration(sim, following, later)
         pass_time(sim, time, ITERATION_KEY | m)
         iteration_ends(sim, machine_at(sim, m))
         return

@@ -34,8 +34,7 @@ RESULTS = OUTCOME.names[4:]  # type: ignore[index]
 # What is kept of it for the outcomes is written where these are, see `row_of`.
 JOB = _record(
     (LONG, "request prompt_tokens output_tokens"),
-    (SHORT, "slot row flight_version"),
-    (SHORT, "rerated_next"),  # the next transfer whose rate has changed in this event
+    (SHORT, "slot row flight_version attempt"),
     (FLAG, "in_use"),
     (FLAG, "rerated"),  # its rate has changed and no event is planned for it yet
     # Blank at the begin of every attempt, from here on.
@@ -55,15 +54,16 @@ JOB = _record(
     # The third line.
     (SHORT, "memory_next memory_prev"),  # who waits for memory: prompts, caches, caches for their outputs'
     (SHORT, "sending_next sending_prev receiving_next receiving_prev sequence_next sequence_prev"),
-    (SHORT, "attempt passed"),
+    (SHORT, "passed"),
     (SHORT, "computed chunk"),  # vLLM: of `goal`, done, and in the iteration in progress
     (SHORT, "generated"),  # vLLM: output tokens when it last joined the batch or left it
     (FLAG, "left_out waiting granted"),
     # Up to here.
+    (SHORT, "rerated_next"),  # the next transfer whose rate has changed in this event
     (LONG, "max_tokens"),  # the client's, or UNKNOWN
 )
 OUTCOME_BYTES, JOB_BYTES = OUTCOME.itemsize, JOB.itemsize
-BLANK_FROM, BLANK_TO = (int(JOB.fields[name][1]) for name in ("phase", "max_tokens"))  # type: ignore[index]
+BLANK_FROM, BLANK_TO = (int(JOB.fields[name][1]) for name in ("phase", "rerated_next"))  # type: ignore[index]
 
 # The first half is what contiguous token iterations touch; then prompts and transfers; then what is rare.
 MACHINE = _record(
@@ -172,7 +172,7 @@ _machine, _job, _outcome = record_reader(MACHINE), record_reader(JOB), record_re
 _event, _task = record_reader(EVENT), record_reader(TASK)
 _blank = blanker(BLANK_FROM, BLANK_TO, JOB.itemsize)
 _fetch_machine, _fetch_job = fetcher(MACHINE.itemsize // 64), fetcher(JOB.itemsize // 64)
-_fetch_tasks, _fetch_line = fetcher(2), fetcher(1)
+_fetch_tasks, _fetch_line = fetcher(8), fetcher(1)
 TASK_BYTES = TASK.itemsize
 
 
@@ -223,7 +223,7 @@ def batch_of(sim, m):
 
 @compiled
 def fetch_machine(sim, m):
-    """Have a machine and the first tasks of its batch at hand soon."""
+    """Have a machine and its batch, as far as batches usually go, at hand soon."""
     _fetch_machine(sim.machines + m * MACHINE_BYTES)
     _fetch_tasks(batch_of(sim, m))
 
@@ -235,11 +235,14 @@ def fetch_job(sim, slot):
 
 
 @compiled
-def fetch_iteration(sim, m):
-    """Have at hand soon what the end of a machine's iteration needs."""
-    fetch_machine(sim, m)
-    if machine_at(sim, m).batch:
-        fetch_job(sim, task_at(batch_of(sim, m), 0).slot)
+def fetch_iteration(sim, first, second):
+    """Have at hand soon what the end of the first machine's iteration needs, and later the second one's.
+
+    A machine is there to be read when it comes first. Where its batch is empty, what is fetched is nothing.
+    """
+    _fetch_machine(sim.machines + first * MACHINE_BYTES)
+    fetch_machine(sim, second)
+    fetch_job(sim, task_at(batch_of(sim, first), 0).slot)
 
 
 @compiled
@@ -248,7 +251,7 @@ def fetch_transfer(sim, slot):
     fetch_job(sim, slot)
     job = job_at(sim, slot)
     _fetch_machine(sim.machines + job.source * MACHINE_BYTES)
-    _fetch_machine(sim.machines + job.target * MACHINE_BYTES)
+    fetch_machine(sim, job.target)
 
 
 @compiled

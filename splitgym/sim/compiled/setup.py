@@ -74,6 +74,8 @@ class Arrays:
         assert array.flags.c_contiguous
         self._kept[name] = array
         self.sim[name] = address_of(array)
+        if name == "outcomes" and not self._streaming:  # a request fills in its own when it comes
+            self.sim["rows"] = self.sim[name]
         return array
 
     @property
@@ -97,7 +99,7 @@ class Arrays:
             self._set(streaming=1, result_rows=rows)
             self.feed(trace)
             return
-        results = self._keep_results(aligned(count, rec.OUTCOME))
+        results = self._keep("outcomes", aligned(count, rec.OUTCOME))
         self.outcomes = out = Outcomes.empty(trace, machines, {name: results[name] for name in rec.RESULTS})
         self._keep("order", np.empty(count, np.int64))
         self._keep("arrivals", out.arrival_ns)
@@ -106,12 +108,6 @@ class Arrays:
         if trace.max_tokens is not None:
             self._keep("limits", np.ascontiguousarray(trace.max_tokens, np.int64))
         self._set(num_requests=count, unfinished=count)
-
-    def _keep_results(self, results: NDArray[Any]) -> NDArray[Any]:
-        """Let the requests write their outcomes here: (N,) `OUTCOME`, each filled in when its request comes."""
-        self._keep("outcomes", results)
-        self.sim["rows"] = self.sim["outcomes"]
-        return results
 
     def _set_room(self, slots: int, before: "Arrays | None") -> None:
         """Slots for requests in flight, batches, and a heap of events."""
