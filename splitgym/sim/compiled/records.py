@@ -88,7 +88,8 @@ MACHINE = _record(
     (SHORT, "outputs_head outputs_tail"),  # caches here that wait for their output's memory
     (SHORT, "fresh_head"),  # tasks that have not decoded yet
     (SHORT, "aged"),  # tasks passed over too often
-    (SHORT, "down switching"),  # down: failures in force
+    (np.int16, "down"),  # failures in force
+    (FLAG, "switching"),
     (SHORT, "up pool home_pool"),  # `Pool` at home and by present work; up: may be chosen
     (SHORT, "posted"),  # the pool under which it is on the board, or NONE
     (SHORT, "shown_row"),  # the row that schedulers believe in
