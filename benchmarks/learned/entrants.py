@@ -17,6 +17,7 @@ INDEX = "index"
 TUNED = "index tuned for this cluster"
 RESIDUAL = "ES residual"
 NARROW = "ES residual, 16 hidden units, loads to 1.35"
+WIDE = "ES residual, before the stage by ranks"
 PRETRAINED_ROUTING = "pretrained:routing"
 
 NO_SPLIT = {
@@ -71,7 +72,8 @@ def field_of(case: Case, agents: dict[str, tuple[str, bool]] | None = None) -> F
     if case.name != "8h":
         rows["index tuned for 8 H100"] = [_kept("cem-8h")] if weights.read("cem-8h") else []
     rows[NARROW] = [_kept(name) for name in weights.names("es-seed")]
-    rows[RESIDUAL] = [_kept(name) for name in weights.names("es-wide-seed")]
+    rows[WIDE] = [_kept(name) for name in weights.names("es-wide-seed")]
+    rows[RESIDUAL] = [_kept(name) for name in weights.names("es-ranked-seed")]
     for row, (text, pools) in (AGENTS if agents is None else agents).items():
         if exists(text):
             made = contender_of(text, split if pools else mixed)
