@@ -4,7 +4,7 @@ seen.
 `python -m agents.demo --out runs/demo` (or `make demo`). bloom-176b on 8 H100 machines, Poisson arrivals with
 the sizes of `azure-code`, 17 requests/s: near saturation of the test part with our profiles (at 19 it is
 overloaded under every policy). What a heuristic leaves open (the paper's split, vLLM's budget of tokens) is
-chosen on the train part first, so that it is run at its best. Learning takes under 5 minutes on 2 cores;
+chosen on the train part first, so that it is run at its best. Learning takes one to two minutes on 2 cores;
 nothing is downloaded.
 """
 
@@ -149,8 +149,8 @@ def run_demo(out: Path, *, steps: int | None, seed: int, windows: int, seconds: 
         outcome = resume(out)
     else:
         console.print(
-            "1. learn: clone the index scheduler, then improve on it with PPO (about 5 minutes on two free "
-            "cores; the first time a minute or two more, to compile the engine)"
+            "1. learn: clone the index scheduler, then improve on it with PPO (one to two minutes on two "
+            "free cores; the first time a minute or two more, to compile the engine)"
         )
         outcome = train(config, out)
     learned_s = time.monotonic() - started
