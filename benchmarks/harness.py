@@ -6,7 +6,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,39 @@ from rich.console import Console
 from rich.table import Table
 
 import splitgym
+from splitgym.cluster import Cluster
+from splitgym.evaluation import Contender
+from splitgym.evaluation.run import Task, perform
+from splitgym.evaluation.saturate import with_rate
+from splitgym.evaluation.workloads import Workload, find
+from splitgym.trace import Trace
+
+Change = Callable[[Cluster, Trace, int], tuple[Cluster, Trace]]
+"""What is done to a cluster and a trace of a seed before a run."""
+
+
+def as_it_is(cluster: Cluster, trace: Trace, seed: int) -> tuple[Cluster, Trace]:
+    """No change."""
+    return cluster, trace
+
+
+def window_goodputs(
+    cluster: Cluster,
+    entrant: Contender,
+    workloads: Iterable[Workload],
+    seeds: int,
+    change: Change = as_it_is,
+) -> list[float]:
+    """Goodput of so many windows of each workload, whose load is a share of saturation; compiled engine."""
+    load = cache(find)
+    found = []
+    for wanted in workloads:
+        workload = with_rate(wanted, cluster)
+        for seed in range(seeds):
+            where, what = change(cluster, workload.build(seed, cluster.num_machines, load), seed)
+            run = perform(Task(entrant, where, workload, seed, what, "compiled", False))
+            found.append(float(run.metrics.as_dict()["goodput"]))
+    return found
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

@@ -9,35 +9,18 @@ windows with a 95 % interval, the share of decisions that it changes, and its ti
 import argparse
 import time
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
+from harness import window_goodputs
 
 from splitgym.cli.learning import contender_of
 from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig, parse_machines
-from splitgym.evaluation import Contender, LookAhead, look_ahead, parse
+from splitgym.evaluation import LookAhead, look_ahead, parse
 from splitgym.evaluation.compare import bootstrap_mean
-from splitgym.evaluation.run import Task, perform
-from splitgym.evaluation.saturate import with_rate
-from splitgym.evaluation.workloads import find
 
 WORKLOADS = "poisson:azure-code,stamps:azure-code,shifting:azure-conv~azure-code,mixed:azure-conv+azure-code"
 ROW = "| {:<14} | {:<26} | {:<8} | {:<8} | {:<13} | {}"
-
-
-def measure(cluster: Cluster, entrant: Contender, options: argparse.Namespace) -> list[float]:
-    """Goodput of each window."""
-    load = cache(find)
-    found = []
-    for text in options.workloads.split(","):
-        workload = parse(f"{text}@{options.load}sat", duration_s=options.duration, warmup_s=options.warmup)
-        workload = with_rate(replace(workload, part=options.part), cluster)
-        for seed in range(options.seeds):
-            trace = workload.build(seed, cluster.num_machines, load)
-            run = perform(Task(entrant, cluster, workload, seed, trace, "compiled", False))
-            found.append(float(run.metrics.as_dict()["goodput"]))
-    return found
 
 
 def main() -> None:
@@ -59,7 +42,14 @@ def main() -> None:
     options = parser.parse_args()
     cluster = Cluster.resolve(ClusterConfig(machines=parse_machines(options.cluster)))
     base = contender_of(options.policy, cluster.config)
-    plain = measure(cluster, base, options)
+    workloads = [
+        replace(
+            parse(f"{text}@{options.load}sat", duration_s=options.duration, warmup_s=options.warmup),
+            part=options.part,
+        )
+        for text in options.workloads.split(",")
+    ]
+    plain = window_goodputs(cluster, base, workloads, options.seeds)
     print(ROW.format("horizon", "difference", "goodput", "changed", "ms a decision", "by window |"))
     print(ROW.format(*["---"] * 5, "--- |"))
     by = " ".join(f"{goodput:.3f}" for goodput in plain)
@@ -72,7 +62,7 @@ def main() -> None:
         assert isinstance(looking, LookAhead)
         looking.horizon_s, looking.margin = float(horizon), options.margin
         started = time.process_time()
-        goodput = measure(cluster, entrant, options)
+        goodput = window_goodputs(cluster, entrant, workloads, options.seeds)
         spent_ms = 1e3 * (time.process_time() - started) / looking.decisions
         gap = np.subtract(goodput, plain)
         interval = bootstrap_mean(gap)

@@ -9,25 +9,20 @@ lengths change in the trace; predictions of a stated error come as `max_tokens` 
 """
 
 import argparse
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
+from harness import Change, as_it_is, window_goodputs
 
 from splitgym.cli.learning import contender_of
 from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig, parse_machines
-from splitgym.evaluation import Contender, parse
+from splitgym.evaluation import parse
 from splitgym.evaluation.compare import bootstrap_mean
-from splitgym.evaluation.run import Task, perform
-from splitgym.evaluation.saturate import with_rate
-from splitgym.evaluation.workloads import find
 from splitgym.saturation import WORKLOADS
-from splitgym.trace import Trace, predict_outputs, stretch_outputs
+from splitgym.trace import predict_outputs, stretch_outputs
 
 ROW = "| {:<28} |{}"
-Change = Callable[[Cluster, Trace, int], tuple[Cluster, Trace]]
 
 
 def misjudged(prompt: float, token: float) -> Change:
@@ -46,7 +41,7 @@ def predicted(sigma: float) -> Change:
 
 
 CONDITIONS: dict[str, Change] = {
-    "as it is": lambda cluster, trace, seed: (cluster, trace),
+    "as it is": as_it_is,
     "prompt times believed x0.8": misjudged(0.8, 1.0),
     "prompt times believed x1.2": misjudged(1.2, 1.0),
     "token times believed x0.8": misjudged(1.0, 0.8),
@@ -58,21 +53,6 @@ CONDITIONS: dict[str, Change] = {
     "lengths predicted, sigma 0.6": predicted(0.6),
     "lengths predicted, sigma 1": predicted(1.0),
 }
-
-
-def measure(cluster: Cluster, entrant: Contender, options: argparse.Namespace, change: Change) -> list[float]:
-    """Goodput of each window under a condition."""
-    load = cache(find)
-    found = []
-    for text in WORKLOADS:
-        for part in options.loads.split(","):
-            workload = with_rate(replace(parse(f"{text}@{part}sat"), part=options.part), cluster)
-            for seed in range(options.seeds):
-                trace = workload.build(seed, cluster.num_machines, load)
-                where, what = change(cluster, trace, seed)
-                run = perform(Task(entrant, where, workload, seed, what, "compiled", False))
-                found.append(float(run.metrics.as_dict()["goodput"]))
-    return found
 
 
 def main() -> None:
@@ -90,13 +70,18 @@ def main() -> None:
     entrants = [contender_of(name, cluster.config) for name in options.policies.split(",")]
     print(ROW.format("", "".join(f" {entrant.name} | |" for entrant in entrants)))
     print(ROW.format("---", "---|---|" * len(entrants)))
+    workloads = [
+        replace(parse(f"{text}@{load}sat"), part=options.part)
+        for text in WORKLOADS
+        for load in options.loads.split(",")
+    ]
     plain: dict[str, list[float]] = {}
     for name, change in CONDITIONS.items():
         if plain and options.only not in name:
             continue
         cells = ""
         for entrant in entrants:
-            goodput = measure(cluster, entrant, options, change)
+            goodput = window_goodputs(cluster, entrant, workloads, options.seeds, change)
             before = plain.setdefault(entrant.name, goodput)
             gap = bootstrap_mean(np.subtract(goodput, before))
             cells += f" {np.mean(goodput):.3f} | {gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] |"
