@@ -22,7 +22,10 @@ for _needed in ("torch", "stable_baselines3", "sb3_contrib"):
         raise ModuleNotFoundError(f"learning needs {_needed}", name=_needed)
 
 Algo = Annotated[
-    str, typer.Option(help="maskable_ppo, ppo, a2c, dqn (flat routing, pool_sizing), es or cem (routing).")
+    str,
+    typer.Option(
+        help="maskable_ppo, ppo, a2c, recurrent_ppo (pool_sizing), dqn (flat routing, pool_sizing), es, cem."
+    ),
 ]
 EnvName = Annotated[str, typer.Option("--env", help="routing, pool_sizing or joint.")]
 Machines = Annotated[

@@ -15,7 +15,7 @@ from splitgym import saturation
 from splitgym.config import STRICT, ClusterConfig, from_mapping
 from splitgym.errors import ConfigError
 
-Algo = Literal["ppo", "maskable_ppo", "dqn", "a2c", "es", "cem"]
+Algo = Literal["ppo", "maskable_ppo", "recurrent_ppo", "dqn", "a2c", "es", "cem"]
 EVOLVED = ("es", "cem")
 """Algorithms that search the weights of schedulers, on the compiled engine alone."""
 EnvName = Literal["routing", "pool_sizing", "joint"]
@@ -103,7 +103,9 @@ class RunConfig:
     """A training run."""
 
     algo: Algo = "maskable_ppo"
-    """Algorithm. PPO and A2C do not see the action masks; what they choose in vain is mapped and counted."""
+    """Algorithm. All but MaskablePPO do not see the action masks in training; what they choose in vain is
+    mapped and counted. RecurrentPPO is for pool sizing.
+    """
     env: EnvName = "routing"
     """Environment."""
     steps: int = Field(default=500_000, ge=1)
@@ -119,7 +121,7 @@ class RunConfig:
     learner: LearnerConfig = LearnerConfig()
     """All algorithms."""
     on_policy: OnPolicyConfig = OnPolicyConfig()
-    """PPO, MaskablePPO and A2C."""
+    """PPO, MaskablePPO, RecurrentPPO and A2C."""
     dqn: DqnConfig = DqnConfig()
     """DQN."""
     evolution: EvolutionConfig = EvolutionConfig()
@@ -140,6 +142,16 @@ class RunConfig:
                 "dqn needs a single integer as action: use env pool_sizing, or routing with "
                 "environment.flat: true (--flat); "
                 "for two numbers or the joint environment use ppo, maskable_ppo or a2c"
+            )
+        if self.algo == "recurrent_ppo" and (
+            self.env != "pool_sizing"
+            or self.warm_start.teacher
+            or self.learner.start
+            or self.on_policy.start_kl
+        ):
+            raise ValueError(
+                "recurrent_ppo learns env pool_sizing from nothing: its decisions come at equal times; leave "
+                "out warm_start.teacher, learner.start and on_policy.start_kl, which know no memory"
             )
         if self.evolution.start_sizing is not None and self.env != "joint":
             raise ValueError("evolution.start_sizing is for env joint; elsewhere use evolution.start")

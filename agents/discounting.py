@@ -19,8 +19,8 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples
 Floats = NDArray[np.float32]
 
 
-class _RealTimeRollout:
-    """What both rollout buffers share. Mixed in before stable-baselines3's class."""
+class RealTimeRollout:
+    """What rollout buffers share. Mixed in before stable-baselines3's class."""
 
     buffer_size: int
     n_envs: int
@@ -74,11 +74,11 @@ class _RealTimeRollout:
         self.returns = advantages + values
 
 
-class RealTimeRolloutBuffer(_RealTimeRollout, DictRolloutBuffer):  # type: ignore[misc]
+class RealTimeRolloutBuffer(RealTimeRollout, DictRolloutBuffer):  # type: ignore[misc]
     """For PPO and A2C."""
 
 
-class RealTimeMaskableRolloutBuffer(_RealTimeRollout, MaskableDictRolloutBuffer):  # type: ignore[misc]
+class RealTimeMaskableRolloutBuffer(RealTimeRollout, MaskableDictRolloutBuffer):  # type: ignore[misc]
     """For MaskablePPO."""
 
 

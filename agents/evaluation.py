@@ -18,6 +18,7 @@ from agents.config import EVOLVED, RunConfig
 from agents.evolution import load_evolved
 from agents.models import build_model, load_parameters
 from agents.priors import find_prior
+from agents.recurrent import forget
 from agents.routers import compiled_router
 from agents.runs import PRIOR_FILE, RunFolder
 from splitgym import schedulers
@@ -80,6 +81,7 @@ class Agent:
         """Forget the last run. Of a joint agent, the engine calls this once for each role."""
         self._observer.reset(view)
         self._random.manual_seed(seed)
+        forget(self.model.policy)
         self._decision_id = 0
 
     def route(self, view: ClusterView, request: RequestInfo) -> tuple[int, int]:

@@ -53,6 +53,8 @@ def export_run(
     """
     check_free(Path(folder))
     config = load_config(run)
+    if config.algo == "recurrent_ppo":
+        raise ConfigError(f"{run}: bundles have no memory, so what recurrent_ppo made cannot be exported")
     agent = load_agent(run, which)
     if not isinstance(agent, Agent):
         return _export_evolved(run, folder, which, name, onnx, config)

@@ -42,7 +42,7 @@ class LearnerConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class OnPolicyConfig:
-    """PPO, MaskablePPO and A2C."""
+    """PPO, MaskablePPO, RecurrentPPO and A2C."""
 
     n_steps: int = Field(default=512, ge=2)
     """Steps of each environment an update."""

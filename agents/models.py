@@ -15,6 +15,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from agents.config import RunConfig, rates
 from agents.discounting import RealTimeMaskableRolloutBuffer, RealTimeReplayBuffer, RealTimeRolloutBuffer
 from agents.policies import MaskableScorerPolicy, ScorerPolicy
+from agents.recurrent import RealTimeRecurrentPPO, RecurrentScorerPolicy
 from splitgym import policy as bundles
 from splitgym.errors import ConfigError
 from splitgym.policy.runtimes import ScorerRuntime
@@ -120,6 +121,10 @@ def _on_policy(config: RunConfig, prior: Sequence[float]) -> tuple[Any, dict[str
         "clip_range": own.clip_range,
         "target_kl": own.target_kl,
     }
+    if config.algo == "recurrent_ppo":
+        kept = {name: options["policy_kwargs"][name] for name in ("hidden", "max_group_norm")}
+        del options["rollout_buffer_class"]  # it brings its own
+        return RealTimeRecurrentPPO, {**options, "policy": RecurrentScorerPolicy, "policy_kwargs": kept}
     return (MaskablePPO if maskable else PPO), options
 
 

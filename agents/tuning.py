@@ -53,6 +53,7 @@ _PPO = _ON_POLICY | {
 SPACES: dict[str, dict[str, Range]] = {
     "ppo": _PPO,
     "maskable_ppo": _PPO,
+    "recurrent_ppo": _PPO,
     "a2c": _ON_POLICY,
     "dqn": {
         "learner.learning_rate": Range(3e-5, 1e-3, log=True),

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents import scenarios
 from agents.config import RunConfig
+from agents.recurrent import forget
 from agents.task import IDS, env_options
 from agents.vec import Together
 from splitgym.cluster import Cluster
@@ -199,6 +200,7 @@ def score_model(
         fleet = Fleet(make_world(config, cluster, Windows(config, cluster)), len(places))
         for seat, place in enumerate(places):
             fleet.begin(np.array([seat]), {seat: 0}, found[place].trace, keep_others=True)
+        forget(model.policy)
         while not fleet.over.all():
             masks = fleet.action_masks()
             fleet.step(model.policy.decide(fleet.observations, masks, temperature))
