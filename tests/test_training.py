@@ -51,6 +51,7 @@ def parameters(run: RunFolder, made: RunConfig):
         ("maskable_ppo", "routing"),
         ("ppo", "joint"),
         ("a2c", "pool_sizing"),
+        ("recurrent_ppo", "pool_sizing"),
         ("dqn", "routing"),
         ("dqn", "pool_sizing"),
     ],
