@@ -1,6 +1,8 @@
 """Evolution: the searches, scenarios, tail, run folders, resume, and its agents in evaluation."""
 
 import csv
+import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -22,6 +24,7 @@ from agents.space import to_theta, to_weights  # noqa: E402
 from agents.spaces import JointSpace, RoutingSpace, space_of  # noqa: E402
 from agents.teachers import find_scheduler  # noqa: E402
 from agents.training import resume, train  # noqa: E402
+from benchmarks.learned import weights as kept_weights  # noqa: E402
 from splitgym.config import ClusterConfig, parse_machines  # noqa: E402
 from splitgym.errors import ConfigError  # noqa: E402
 from splitgym.evaluation import evaluate  # noqa: E402
@@ -310,6 +313,24 @@ def test_a_run_is_a_policy(tmp_path):
     results = evaluate([entrant, "index"], big, ["poisson:azure-code-synth@4"], [0])
     assert results.policies == (str(tmp_path / "run"), "index")
     assert tmp_path.joinpath("run/tensorboard").iterdir()
+
+
+def test_kept_weights_say_which_generation_they_are(tmp_path, monkeypatch):
+    train(config(steps=2), tmp_path / "run", show=False)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.rmtree(checkpoints / "step-000000000002")  # as if it had been killed before it was written
+    monkeypatch.setattr(kept_weights, "FOLDER", tmp_path)
+    best, latest = (
+        json.loads(kept_weights.keep(tmp_path / "run", which, "", which).read_text())
+        for which in ("best", "latest")
+    )
+    judged = [row for row in RunFolder(tmp_path / "run").evaluations() if row["best"] == "1"][-1]
+    assert best["generation"] == int(judged["steps"])
+    assert best["validation"]["fitness"] == pytest.approx(float(judged["fitness"]), abs=1e-4)
+    assert latest["generation"] == 1 and "validation" not in latest, "nobody judged that one"
+    with pytest.raises(ConfigError, match="no model yet"):
+        shutil.rmtree(checkpoints)
+        kept_weights.keep(tmp_path / "run", "none", "", "latest")
 
 
 def test_a_run_becomes_a_bundle(tmp_path):

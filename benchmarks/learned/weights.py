@@ -2,8 +2,8 @@
 
     python -m benchmarks.learned.weights RUN NAME "the command that made RUN" [latest]
 
-writes `weights/NAME.json` from the best model of a run folder of `es` or `cem`, or the latest. Of a network,
-`splitgym export RUN --out weights/NAME` writes a bundle.
+writes `weights/NAME.json` from the best model of a run folder of `es` or `cem`, or the latest, with the
+generation that the model is of. Of a network, `splitgym export RUN --out weights/NAME` writes a bundle.
 """
 
 import json
@@ -65,25 +65,29 @@ def keep(run: str | Path, name: str, command: str, which: str = "best") -> Path:
     """Write the best or the latest model of a run folder, with where it comes from.
 
     Raises:
-        ConfigError: no run of `es` or `cem`.
+        ConfigError: no run of `es` or `cem`, or one without a model.
     """
     from agents.evaluation import load_config
-    from agents.evolution import load_evolved
+    from agents.evolution import load_evolved, newest_model
     from agents.routers import spec_of
     from agents.runs import RunFolder
 
     config, folder = load_config(run), RunFolder(run)
-    rows = folder.evaluations()
-    judged = json.loads((folder.best / "metrics.json").read_text()) if which == "best" else rows[-1]
+    model = newest_model(folder, which).parent
+    if model == folder.best:
+        generation = int(json.loads((model / "metrics.json").read_text())["steps"])
+    else:
+        generation = int(model.name.removeprefix("step-"))
     found: dict[str, Any] = {
         "algo": config.algo,
         "seed": config.seed,
         "command": command,
-        "generation": int(judged["steps"]),
-        "validation": {
-            key: round(float(judged[key]), 4) for key in ("goodput", "fitness", "tail", "ttft_slowdown_p99")
-        },
+        "generation": generation,
     }
+    judged = {int(row["steps"]): row for row in folder.evaluations()}.get(generation)
+    if judged is not None:  # the latest may be of a generation that no evaluation saw
+        keys = ("goodput", "fitness", "tail", "ttft_slowdown_p99")
+        found["validation"] = {key: round(float(judged[key]), 4) for key in keys}
     routing, sizing = load_evolved(run, which)
     if isinstance(routing, Residual):
         found["weights"] = [float(w) for w in routing.weights]
