@@ -79,17 +79,25 @@ def test_names_cannot_break_the_page(results: Results) -> None:
 def test_the_verdict_says_what_the_windows_say(results: Results) -> None:
     def with_goodput(policy: str, values: list[float]) -> Results:
         runs = []
-        for run in results.runs:
-            value = values[run.seed] if run.policy == policy else 0.5 + 0.01 * run.seed
-            runs.append(replace(run, metrics=replace(run.metrics, goodput=value)))
-        return replace(results, runs=tuple(runs))
+        for first in (run for run in results.runs if run.seed == 0):
+            for seed, own in enumerate(values):
+                value = own if first.policy == policy else 0.5 + 0.01 * seed
+                runs.append(replace(first, seed=seed, metrics=replace(first.metrics, goodput=value)))
+        return replace(results, seeds=tuple(range(len(values))), runs=tuple(runs))
 
-    clear = sections.verdict(with_goodput("index", [0.8, 0.81, 0.82]), "splitwise")
+    clear = sections.verdict(with_goodput("index", [0.8, 0.81, 0.82, 0.8, 0.81, 0.82]), "splitwise")
     assert "<b>index</b> has the best goodput" in clear and "the interval excludes zero" in clear
-    noise = sections.verdict(with_goodput("index", [0.2, 0.95, 0.7]), "splitwise")
+    noise = sections.verdict(with_goodput("index", [0.2, 0.95, 0.7, 0.2, 0.95, 0.7]), "splitwise")
     assert "<b>index</b> has the best goodput" in noise and "cannot tell from zero" in noise
-    worse = sections.verdict(with_goodput("splitwise", [0.9, 0.91, 0.92]), "splitwise")
+    worse = sections.verdict(with_goodput("splitwise", [0.9, 0.91, 0.92, 0.9, 0.91, 0.92]), "splitwise")
     assert "the baseline <b>splitwise</b> is best" in worse and "beyond chance" in worse
+    few = with_goodput("index", [0.8, 0.81])
+    assert "in all 2 windows, but fewer than 6 give no interval" in sections.verdict(few, "splitwise")
+    one = with_goodput("index", [0.8])
+    assert "one window gives no interval" in sections.verdict(one, "splitwise")
+    for found, says in ((few, "lowest and highest of 2 windows"), (one, "means over 1 window of 12 s<")):
+        for section in (sections.table(found, found.workloads[0], "splitwise"), page(found)):
+            assert says in section and "95 %" not in section.replace("no 95 %", "")
 
 
 def test_slos_pass_and_fail_as_in_the_metrics(results: Results) -> None:

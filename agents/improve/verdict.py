@@ -12,6 +12,7 @@ from splitgym import trace as traces
 from splitgym.config import ClusterConfig
 from splitgym.errors import TraceError
 from splitgym.evaluation import Results, Workload, evaluate, paired_difference, write_page
+from splitgym.evaluation.compare import FEWEST
 from splitgym.evaluation.report import plain
 from splitgym.trace import Trace
 
@@ -20,7 +21,7 @@ TAIL_SLO = 6.0
 SPEEDS = (0.9, 1.0, 1.15)
 """Learning sees the recorded stamps at these speeds."""
 MOST_WINDOW_S = 120.0
-LEAST_WINDOWS, MOST_WINDOWS = 6, 20
+LEAST_WINDOWS, MOST_WINDOWS = FEWEST, 20
 LEAST_REQUESTS = 20
 """A window of the comparison, on average."""
 WARM_UP = 1 / 6
@@ -117,7 +118,7 @@ def verdict_of(results: Results, tail: float) -> dict[str, Any]:
     difference = paired_difference(goodput["new"][there], goodput["old"][there])
     p99 = {name: float(np.nanmean(results.values("ttft_slowdown_p99", name))) for name in goodput}
     most = max(TAIL_SLO, tail * p99["old"])
-    higher, tail_holds = bool(difference.low > 0), bool(p99["new"] <= most)
+    higher, tail_holds = difference.excludes_zero and difference.mean > 0, bool(p99["new"] <= most)
     means = {name: float(values[there].mean()) for name, values in goodput.items()}
     spread = f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
     compared = f"goodput {means['old']:.3f} -> {means['new']:.3f} ({spread}, {difference.windows} windows)"

@@ -12,12 +12,19 @@ from splitgym.evaluation.workloads import Workload
 Floats = NDArray[np.float64]
 
 LEVEL = 0.95
+FEWEST = 6
+"""Windows that an interval of 95 % takes. The range of n windows holds the median with probability
+1 - 2^(1 - n): half of the time for two windows, 94 % for five."""
 RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its confidence interval. Of fewer than two windows the interval is NaN."""
+    """A mean with its confidence interval.
+
+    Of 2 to `FEWEST` - 1 windows `low` and `high` are the lowest and the highest value, too few for such an
+    interval; of fewer they are NaN. `brackets` says in words what stands in a table.
+    """
 
     mean: float
     low: float
@@ -26,14 +33,26 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """True where the sign of the mean is beyond doubt at this level."""
+        """True where the sign of the mean is beyond doubt at this level: never below `FEWEST` windows."""
+        return self.windows >= FEWEST and self.one_sign
+
+    @property
+    def one_sign(self) -> bool:
+        """True where `low` and `high` lie on one side of zero."""
         return self.low > 0 or self.high < 0
+
+
+def brackets(windows: int) -> str:
+    """What `low` and `high` of so many windows are, for a caption: "95 % intervals over 8 windows"."""
+    if windows >= FEWEST:
+        return f"{100 * LEVEL:.0f} % intervals over {windows} windows"
+    return f"lowest and highest of {windows} windows (fewer than {FEWEST} give no 95 % interval)"
 
 
 def bootstrap_mean(
     values: ArrayLike, seed: int = 0, *, level: float = LEVEL, resamples: int = RESAMPLES
 ) -> Interval:
-    """Mean and expanded-percentile bootstrap interval.
+    """Mean and expanded-percentile bootstrap interval; of few values their range (see `Interval`).
 
     The plain percentile interval is too narrow for few values. Its quantiles are widened as Hesterberg does
     ("What teachers should know about the bootstrap", 2015): Phi(-sqrt(n / (n - 1)) t) with Student's t.
@@ -49,6 +68,8 @@ def bootstrap_mean(
     mean = float(found.mean()) if n else np.nan
     if n < 2 or not np.isfinite(found).all():
         return Interval(mean, np.nan, np.nan, n)
+    if n < FEWEST:
+        return Interval(mean, float(found.min()), float(found.max()), n)
     rng = np.random.default_rng(seed)
     means = found[rng.integers(n, size=(resamples, n))].mean(axis=1)
     tail = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf((1 - level) / 2, n - 1))

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from splitgym.evaluation.compare import Interval, compare
+from splitgym.evaluation.compare import Interval, brackets, compare
 from splitgym.evaluation.run import Results
 from splitgym.evaluation.workloads import Workload
 from splitgym.metrics import KINDS
@@ -23,6 +23,8 @@ _NAME_WIDTH = 14
 
 def summary(results: Results, baseline: str | None = None) -> list[dict[str, Any]]:
     """One row a workload and policy: means over windows, intervals of goodput and of its paired difference.
+
+    `_low` and `_high` of fewer than six `windows` are the lowest and the highest (see `Interval`).
 
     Args:
         results: of `evaluate`.
@@ -67,8 +69,8 @@ def table(results: Results, workload: Workload, baseline: str | None = None) -> 
     drawn = Table(
         title=f"{workload.name}, {windows_of(results)} of {workload.duration_s:g} s ({workload.part} part)",
         caption="TTFT, TBT, E2E: slowdown against the same request alone on the reference machine, "
-        f"p50 p90 p99; difference: of goodput to {base} on the same windows; "
-        "brackets: 95 % bootstrap intervals",
+        f"p50 p90 p99; difference: of goodput to {base} on the same windows"
+        + (f"; brackets: {brackets(len(results.seeds))}" if len(results.seeds) > 1 else ""),
         box=SIMPLE_HEAD,
         padding=(0, 1),
     )

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from splitgym.errors import ConfigError
-from splitgym.evaluation.compare import bootstrap_mean
+from splitgym.evaluation.compare import bootstrap_mean, brackets
 from splitgym.evaluation.plots import figure_of, save
 from splitgym.evaluation.report import TERMINAL_WIDTH, plain
 from splitgym.evaluation.sweep import Row
@@ -23,6 +23,8 @@ _RUN = ("trace", "seed")
 
 def summarise(rows: Sequence[Row], metric: str) -> list[Row]:
     """One row a point of the sweep and policy: the metric's mean over windows, with its interval.
+
+    `_low` and `_high` of fewer than six `windows` are the lowest and the highest (see `Interval`).
 
     Raises:
         ConfigError: no such metric.
@@ -62,7 +64,9 @@ def print_table(rows: Sequence[Row], metric: str, file: TextIO | None = None) ->
     names = _point(rows)
     varied = [n for n in names if n == "policy" or len({str(row[n]) for row in found}) > 1]
     fixed = ", ".join(f"{n} {found[0][n]}" for n in names if n not in varied)
-    drawn = Table(title=fixed or None, box=SIMPLE_HEAD, caption=f"{metric}: mean and 95 % interval")
+    fewest = min(row["windows"] for row in found)
+    spreads = f"; brackets: {brackets(fewest)}" if fewest > 1 else ""
+    drawn = Table(title=fixed or None, box=SIMPLE_HEAD, caption=f"{metric}: mean{spreads}")
     for name in varied:
         drawn.add_column(name, overflow="fold")
     drawn.add_column("windows", justify="right")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from splitgym.evaluation.compare import Interval, bootstrap_mean, compare
+from splitgym.evaluation.compare import FEWEST, Interval, bootstrap_mean, brackets, compare
 from splitgym.evaluation.page import charts
 from splitgym.evaluation.page.charts import Axis, Line, axis_for, legend
 from splitgym.evaluation.report import summary, windows_of
@@ -37,23 +37,31 @@ def _verdict(results: Results, workload: Workload, baseline: str) -> str:
         second = max((p for p in found if p != best), key=lambda p: found[p].value.mean)
         gap = found[second].difference
         assert gap is not None
-        sure = "beyond chance" if gap.excludes_zero else "not beyond chance with these windows"
+        sure = _sure(gap, "beyond chance", "not beyond chance with these windows")
         return (
             f"{where}, the baseline <b>{escape(best)}</b> is best: goodput {_spread(value)}; the next, "
             f"{escape(second)}, differs by {_spread(gap, '+')}, {sure}."
         )
     gap = found[best].difference
     assert gap is not None
-    if gap.excludes_zero:
-        sure = "the interval excludes zero"
-    elif np.isnan(gap.low):
-        sure = "one window gives no interval"
-    else:
-        sure = "which these windows cannot tell from zero"
+    sure = _sure(gap, "the interval excludes zero", "which these windows cannot tell from zero")
     return (
         f"{where}, <b>{escape(best)}</b> has the best goodput, {_spread(value)}: {_spread(gap, '+')} against "
         f"{escape(baseline)} on the same windows; {sure}."
     )
+
+
+def _sure(gap: Interval, yes: str, no: str) -> str:
+    if np.isnan(gap.low):
+        return "one window gives no interval"
+    if gap.one_sign and not gap.excludes_zero:
+        return f"in all {gap.windows} windows, but fewer than {FEWEST} give no interval"
+    return yes if gap.excludes_zero else no
+
+
+def _brackets(results: Results) -> str:
+    windows = len(results.seeds)
+    return f"; brackets: {brackets(windows)}" if windows > 1 else ""
 
 
 def table(results: Results, workload: Workload, baseline: str) -> str:
@@ -74,7 +82,7 @@ def table(results: Results, workload: Workload, baseline: str) -> str:
             ]
             rows.append([row["policy"], *cells])
     head = ("policy", "goodput", "difference", "SLOs held", "good/s", "J/request", "cost/1000", "busy")
-    says = f"means over {windows_of(results)} of {workload.duration_s:g} s; brackets: 95 % intervals"
+    says = f"means over {windows_of(results)} of {workload.duration_s:g} s{_brackets(results)}"
     return _table(f"{workload.name}: results", says, head, rows)
 
 
@@ -95,9 +103,7 @@ def energy_and_cost(results: Results, workload: Workload) -> str:
             cells.append(format(float(each.mean()) / good, form) if good > 0 else "–")
         rows.append([policy, *cells])
     head = ("policy", "J/request", "J/good request", "cost/1000", "cost/1000 good")
-    says = (
-        "energy of all machines and cost of the cluster's time, over the requests; brackets: 95 % intervals"
-    )
+    says = f"energy of all machines and cost of the cluster's time, over the requests{_brackets(results)}"
     return _table(f"{workload.name}: energy and cost", says, head, rows)
 
 
@@ -139,7 +145,7 @@ def by_rate(results: Results) -> str:
         chart = charts.line_chart(
             f"Goodput by rate on {base}", axis_for("requests/s", [rates]), Axis("goodput", 0.0, 1.0), lines
         )
-        drawn.append(_figure(chart, f"{base}; bands: 95 % intervals over windows"))
+        drawn.append(_figure(chart, f"{base}{_brackets(results).replace('brackets', 'bands')}"))
     if not drawn:
         return ""
     return f"<h2>Goodput by rate</h2>{legend(results.policies)}{_charts(drawn)}"
