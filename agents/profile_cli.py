@@ -48,7 +48,7 @@ def profile_torch(
 
     from agents import torch_profile
     from splitgym.measuring.plan import Limits
-    from splitgym.profile import measured
+    from splitgym.profile import measured_file
     from splitgym.profile.dense import PRESETS, from_config
     from splitgym.profile.specs import find_machine
 
@@ -91,7 +91,7 @@ def profile_torch(
     if stopped:
         raise ProfileError(f"{stopped}: nothing was written; raise --max-seconds or lower --max-prompt")
     data, fitted = torch_profile.profile_content(found, where, samples, name=name, base=base, power_w=spent)
-    measured.write(out, data)
+    measured_file.write(out, data)
     provenance = data["provenance"]
     if as_json:
         print(json.dumps({"profile": str(out), "model": found.name, **provenance}, indent=1))

@@ -14,7 +14,8 @@ from agents.torch_model import Transformer
 from splitgym.errors import ProfileError
 from splitgym.measuring.plan import CONTEXTS, Limits, Plan, Step, make_plan
 from splitgym.profile.dense import Dimensions
-from splitgym.profile.measured import Fit, Samples, content, describe_machine, fit
+from splitgym.profile.measured import Fit, Samples, fit
+from splitgym.profile.measured_file import content, describe_machine
 from splitgym.profile.specs import MachineSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -51,7 +52,10 @@ class Device:
             ProfileError: there is no such device or dtype.
         """
         here = torch.cuda.is_available()
-        found = torch.device(("cuda" if here else "cpu") if device == "auto" else device)
+        try:
+            found = torch.device(("cuda" if here else "cpu") if device == "auto" else device)
+        except RuntimeError:  # PyTorch's own words name all of its kinds
+            raise ProfileError(f"device {device}: expected auto, cpu, cuda or cuda:N") from None
         if found.type not in ("cpu", "cuda") or (found.type == "cuda" and not here):
             raise ProfileError(f"device {device}: PyTorch sees {'a GPU' if here else 'only the CPU'}")
         if dtype != "auto" and dtype not in DTYPES:

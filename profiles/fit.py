@@ -16,7 +16,7 @@ from pathlib import Path
 
 from splitgym.errors import ProfileError
 from splitgym.profile.curves import BATCH_PROMPT, Point, PromptFit, TokenFit, errors, isotonic, run_errors
-from splitgym.profile.measured import as_text
+from splitgym.profile.measured_file import as_text
 from splitgym.profile.specs import MachineSpec, ModelSpec, machines, models
 from splitgym.resources import data_folder
 

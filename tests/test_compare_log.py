@@ -15,7 +15,8 @@ from splitgym.config import MachineGroup
 from splitgym.errors import ConfigError, TraceError
 from splitgym.evaluation import contender, replay
 from splitgym.evaluation.compare_log import compare_log
-from splitgym.evaluation.replay import cluster_of, decide
+from splitgym.evaluation.logged import cluster_of
+from splitgym.evaluation.replay import decide
 from splitgym.profile import load
 from splitgym.resources import shipped
 from splitgym.sim.simpy_engine import simpy_engine

@@ -172,7 +172,7 @@ def test_validation_keeps_what_it_measured(tmp_path: Path, monkeypatch, capsys) 
 
 def test_a_curve_is_kept_with_its_command_and_without_places(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from tests.test_policy_bundle import make_run
+    from tests.bundles import make_run
 
     make_run(tmp_path / "run", "routing", "maskable_ppo")
     with pytest.raises(ConfigError, match="nothing was evaluated"):

@@ -27,7 +27,7 @@ from splitgym.policy import export_heuristic, load, locate
 from splitgym.trace import Trace, part
 from splitgym.trace import load as load_trace
 from splitgym.trace import save as save_trace
-from tests.test_policy_bundle import make_run
+from tests.bundles import make_run
 from tests.test_prior import prior_run
 
 FEW = ImproveOptions(generations=3)
@@ -115,22 +115,25 @@ def results(old, new, p99_old, p99_new):
 @pytest.mark.parametrize(
     ("new", "p99_new", "won"),
     [
-        ([0.9, 0.8, 0.9, 0.85], [9.0] * 4, True),
-        ([0.9, 0.8, 0.9, 0.85], [12.0] * 4, False),  # a longer tail
-        ([0.9, 0.6, 0.7, 0.75], [3.0] * 4, False),  # better on the mean alone
-        ([0.6, 0.6, 0.6, 0.6], [3.0] * 4, False),
+        ([0.9, 0.8, 0.9, 0.85, 0.9, 0.9], 9.0, True),
+        ([0.9, 0.8, 0.9, 0.85, 0.9, 0.9], 12.0, False),  # a longer tail
+        ([0.9, 0.6, 0.7, 0.75, 0.9, 0.6], 3.0, False),  # better on the mean alone
+        ([0.6] * 6, 3.0, False),
+        ([0.9, 0.8, 0.9, 0.85], 9.0, False),  # too few windows for an interval
     ],
 )
 def test_who_wins(new, p99_new, won):
-    found = verdict_of(results([0.7, 0.65, 0.72, 0.7], new, [10.0] * 4, p99_new), tail=1.1)
+    n = len(new)
+    old = [0.7, 0.65, 0.72, 0.7, 0.71, 0.69][:n]
+    found = verdict_of(results(old, new, [10.0] * n, [p99_new] * n), tail=1.1)
     assert found["won"] is won and ("wins" in found["verdict"]) is won
 
 
 def test_a_window_without_requests_does_not_count():
-    found = verdict_of(
-        results([0.7, np.nan, 0.72, 0.7], [0.9, np.nan, 0.9, 0.85], [5.0] * 4, [5.0] * 4), tail=1.1
-    )
-    assert found["won"] and found["difference"]["windows"] == 3
+    old = [0.7, np.nan, 0.72, 0.7, 0.71, 0.7, 0.71]
+    new = [0.9, np.nan, 0.9, 0.85, 0.9, 0.9, 0.85]
+    found = verdict_of(results(old, new, [5.0] * 7, [5.0] * 7), tail=1.1)
+    assert found["won"] and found["difference"]["windows"] == 6
 
 
 def test_what_is_there_stays(busy, tmp_path):

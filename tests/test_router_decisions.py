@@ -23,8 +23,8 @@ from splitgym.router.estimate import PromptLength
 from splitgym.router.health import parse_metrics
 from splitgym.router.records import DecisionLog, Window
 from splitgym.router.state import RouterState
+from tests.bundles import scorer_bundle
 from tests.fake_vllm import METRICS, cluster, in_loop
-from tests.test_policy_bundle import scorer_bundle
 from tests.tiny import tiny_cluster
 
 SERVERS = [{"name": "a", "url": "http://127.0.0.1:1"}]
@@ -157,7 +157,7 @@ def test_policies_are_found_by_name_or_folder(tmp_path):
 def test_a_policy_that_knows_fewer_machines_is_not_taken(tmp_path):
     pytest.importorskip("torch")
     from agents.export import export_run
-    from tests.test_policy_bundle import make_run
+    from tests.bundles import make_run
 
     make_run(tmp_path / "run", "routing", "dqn", environment={"flat": True})
     export_run(tmp_path / "run", tmp_path / "b")

@@ -12,7 +12,7 @@ from splitgym.policy.golden import VIEW_FIELDS
 from splitgym.router.state import Flight, Phase, RouterState
 from splitgym.sim.simpy_engine import SimpyEngine
 from splitgym.types import Pool
-from tests.test_policy_bundle import scorer_bundle
+from tests.bundles import scorer_bundle
 from tests.tiny import MS, tiny_cluster
 
 

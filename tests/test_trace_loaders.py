@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splitgym.errors import TraceError
-from splitgym.trace import Trace, load, load_file, loaders, save
+from splitgym.trace import Trace, gather, load, load_file, loaders, save
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens"
 OURS = "arrival_s,prompt_tokens,output_tokens"
@@ -99,7 +99,8 @@ def test_what_is_saved_loads_the_same(ending: str, tmp_path_factory: pytest.Temp
 
 def test_many_blocks_are_one_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaders, "BLOCK_BYTES", 1 << 12)
-    monkeypatch.setattr(loaders, "BLOCK_ROWS", 100)
+    for module in (loaders, gather):
+        monkeypatch.setattr(module, "BLOCK_ROWS", 100)
     n = 5000
     trace = Trace(np.arange(n) / 7, np.arange(n) + 1, np.full(n, 3), np.arange(n) + 9, "many", {"a": "b"})
     monkeypatch.setattr(loaders, "SAVED_ROWS", 1500)
@@ -121,7 +122,8 @@ def test_many_blocks_are_one_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_times_fall_across_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loaders, "BLOCK_ROWS", 2)
+    for module in (loaders, gather):
+        monkeypatch.setattr(module, "BLOCK_ROWS", 2)
     table = pa.table({"arrival_s": [0.0, 5.0, 4.0], "prompt_tokens": [1, 1, 1], "output_tokens": [1, 1, 1]})
     pq.write_table(table, tmp_path / "t.parquet")
     with pytest.raises(TraceError, match=r"data row 3: arrives at 4\.0 s, before the row above"):
@@ -289,7 +291,8 @@ def test_azure_counts_from_its_first_block(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_bytes_read_are_told(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaders, "BLOCK_BYTES", 1 << 10)
-    monkeypatch.setattr(loaders, "BLOCK_ROWS", 100)
+    for module in (loaders, gather):
+        monkeypatch.setattr(module, "BLOCK_ROWS", 100)
     numbers = np.arange(1, 601)
     path = tmp_path / f"t.{ending}"
     save(Trace(numbers.astype(np.float64), numbers, numbers), path)

@@ -30,7 +30,7 @@ from splitgym import trace as traces
 from splitgym.cli.options import progress, reading
 from splitgym.config import ClusterConfig, from_mapping, to_mapping
 from splitgym.errors import ConfigError
-from splitgym.evaluation.replay import config_of
+from splitgym.evaluation.logged import config_of
 from splitgym.policy.find import locate
 from splitgym.policy.manifest import MANIFEST
 from splitgym.trace import Trace

@@ -64,7 +64,7 @@ def profile_measure(
     from splitgym.measuring import write
     from splitgym.measuring.plan import Limits
     from splitgym.measuring.run import Servers
-    from splitgym.profile import measured
+    from splitgym.profile import measured_file
     from splitgym.profile.specs import find_machine
 
     servers = Servers(url, prompt_url, token_url, api_key, served_model)
@@ -97,7 +97,7 @@ def profile_measure(
         kv_tokens=kv_tokens,
         power_w=spent,
     )
-    measured.write(out, data)
+    measured_file.write(out, data)
     _say(out, data, fitted, outcome, as_json)
 
 

@@ -13,16 +13,8 @@ from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig
 from splitgym.errors import TraceError
 from splitgym.evaluation.contenders import Contender
-from splitgym.evaluation.replay import (
-    Pair,
-    Times,
-    cluster_of,
-    decide,
-    decisions_of,
-    is_load,
-    resizes,
-    simulate,
-)
+from splitgym.evaluation.logged import Pair, cluster_of, decisions_of, is_load
+from splitgym.evaluation.replay import Times, decide, resizes, simulate
 from splitgym.slo import PERCENTILES, is_good
 from splitgym.trace.decision_log import LoggedRequest, LoggedRun, LoggedTraffic
 from splitgym.types import to_ns
@@ -143,7 +135,7 @@ def compare_log(
 
     Args:
         traffic: of `read_decision_log`.
-        profile: see `splitgym.evaluation.replay.cluster_of`.
+        profile: see `splitgym.evaluation.logged.cluster_of`.
         cluster: in place of what the log says.
         policy: makes who decides in the simulator, for a cluster; None takes the logged decisions. With a
             policy, single requests go other ways than they went, and only percentiles can be compared.

@@ -96,7 +96,9 @@ def contenders(
     names = [c.name for c in found]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
-        raise ConfigError(f"two policies are called {twice[0]!r}: give a mapping from names to policies")
+        raise ConfigError(
+            f"two policies are called {twice[0]!r}: name each once, or give a mapping from names to policies"
+        )
     return found
 
 

@@ -10,7 +10,8 @@ from splitgym.measuring.client import About
 from splitgym.measuring.run import Outcome
 from splitgym.profile import MachineSpec, ModelSpec, models
 from splitgym.profile.dense import from_config
-from splitgym.profile.measured import Fit, content, describe_machine, fit
+from splitgym.profile.measured import Fit, fit
+from splitgym.profile.measured_file import content, describe_machine
 
 
 def find_model(about: About, name: str | None, config: Path | None) -> ModelSpec:

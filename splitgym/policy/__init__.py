@@ -7,10 +7,11 @@
 See docs/policy-bundle.md for the format.
 """
 
-from splitgym.policy.bundle import NetworkPolicy, Policy, SchedulerPolicy, load
+from splitgym.policy.bundle import load
 from splitgym.policy.find import bundled_names, complete, contender, is_bundle, locate
 from splitgym.policy.heuristics import export_heuristic, export_schedulers
 from splitgym.policy.manifest import FORMAT, Action, Manifest, Partner, SchedulerSpec
+from splitgym.policy.policies import NetworkPolicy, Policy, SchedulerPolicy
 from splitgym.policy.save import write_bundle
 
 __all__ = [

@@ -7,9 +7,10 @@ from splitgym import schedulers
 from splitgym.config import ClusterConfig
 from splitgym.errors import PolicyError
 from splitgym.evaluation import Contender
-from splitgym.policy.bundle import NetworkPolicy, Policy, SchedulerPolicy, load
+from splitgym.policy.bundle import load
 from splitgym.policy.manifest import MANIFEST, SchedulerSpec
 from splitgym.policy.named import make_routing, make_sizing
+from splitgym.policy.policies import NetworkPolicy, Policy, SchedulerPolicy
 from splitgym.resources import shipped
 
 PRETRAINED = "pretrained:"

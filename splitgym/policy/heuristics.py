@@ -9,10 +9,10 @@ import numpy as np
 from splitgym.cluster import Cluster
 from splitgym.config import ClusterConfig, to_mapping
 from splitgym.errors import PolicyError
-from splitgym.policy.bundle import Policy
 from splitgym.policy.golden import BEFORE_FIELDS, after, dump_request, dump_view, made_up_states
 from splitgym.policy.manifest import Action, Golden, Heuristic, Kind, Partner, SchedulerSpec
 from splitgym.policy.named import SIZING_PREFIX, make_routing, make_sizing
+from splitgym.policy.policies import Policy
 from splitgym.policy.runtimes import Weights
 from splitgym.policy.save import check_free, write_bundle
 from splitgym.schedulers import CompiledRouting, CompiledSizing

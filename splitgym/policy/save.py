@@ -14,7 +14,7 @@ import numpy as np
 from splitgym.config import SloConfig, to_mapping
 from splitgym.errors import PolicyError
 from splitgym.observation import schema, schema_hash
-from splitgym.policy.bundle import ONNX, WEIGHTS, Policy, load
+from splitgym.policy.bundle import ONNX, WEIGHTS, load
 from splitgym.policy.manifest import (
     FORMAT,
     MANIFEST,
@@ -26,6 +26,7 @@ from splitgym.policy.manifest import (
     Partner,
     has_prior,
 )
+from splitgym.policy.policies import Policy
 from splitgym.policy.runtimes import Weights
 
 

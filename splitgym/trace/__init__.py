@@ -1,5 +1,6 @@
 """Traces: load, save, transform, generate."""
 
+from splitgym.trace.blends import mix, shift_between
 from splitgym.trace.loaders import blocks, load_file, save
 from splitgym.trace.sources import fetch, load, names
 from splitgym.trace.synth import generate
@@ -7,11 +8,9 @@ from splitgym.trace.trace import Trace
 from splitgym.trace.transforms import (
     PARTS,
     at_rate,
-    mix,
     part,
     poisson,
     predict_outputs,
-    shift_between,
     speed_up,
     stretch_outputs,
     superpose,

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from splitgym.errors import TraceError
 from splitgym.resources import shipped
+from splitgym.trace.draws import MAX_REQUESTS, Seed, generators, say
 from splitgym.trace.trace import Floats, Trace
-from splitgym.trace.transforms import MAX_REQUESTS, Seed, generators, say
 
 HOUR_S = 3600.0
 TICKS_PER_S = 1_000_000

@@ -12,7 +12,7 @@ from splitgym.measuring.client import Client
 from splitgym.measuring.plan import Limits
 from splitgym.measuring.run import Servers, measure
 from splitgym.measuring.sweep import Sweep
-from splitgym.profile import measured
+from splitgym.profile import measured_file
 
 LIMITS = Limits(repeats=2, output_tokens=12, max_prompt=1024, max_batch=4, seconds=240)
 
@@ -24,7 +24,7 @@ def found(vllm_servers, tmp_path_factory):
     outcome = asyncio.run(measure(Servers(one, one, two), LIMITS, folder / "m.jsonl"))
     model = write.find_model(outcome.about, None, None)
     data, _ = write.profile_content(outcome, model, machine=None, gpus=1, name="cpu")
-    profile = measured.write(folder / "p.json", data)
+    profile = measured_file.write(folder / "p.json", data)
     print("\n".join(f"{key}: {value}" for key, value in data["provenance"].items()))
     return outcome, data, profile
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from splitgym.errors import TraceError
+from splitgym.trace.draws import generators
 from splitgym.trace.trace import MAX_REQUEST_TOKENS, Trace
-from splitgym.trace.transforms import generators
 from splitgym.types import UNKNOWN
 
 DAY_S = 86400.0

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from splitgym.errors import TraceError
+from splitgym.trace.draws import generators
 from splitgym.trace.importers.collect import Clock, Collector, Imported, Place
-from splitgym.trace.transforms import generators
 
 
 def from_vllm_bench(
