@@ -111,6 +111,35 @@ def test_a_file_of_another_format(monkeypatch, capsys, command):
         assert "other.txt" in refused(monkeypatch, capsys, "trace", word, "other.txt")
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("evaluate --report .", "--report .: is a folder"),
+        ("max-rate --tolerance 0", "--tolerance 0"),
+        ("max-rate --tolerance nan", "--tolerance nan"),
+        ("simulate --trace azure-conv-synth --out out.csv", "written as .parquet, not as '.csv'"),
+        ("trace synth azure-conv-synth --out out.json", "written as .csv or .parquet, not as '.json'"),
+        ("trace describe azure-conv-synth --plot out.doc", "not as '.doc'"),
+        ("trace from-log none.jsonl --out out.txt", "not as '.txt'"),
+        ("profile torch --device nope --dry-run", "device nope"),
+        ("evaluate --policies index,index", "name each once"),
+        ("evaluate --policies my-polcy", "no folder of a run or a bundle"),
+        ("saturation --workload poisson:azure-conv@3", "leave the rate out"),
+    ],
+)
+def test_what_cannot_work_is_said_before_the_work(monkeypatch, capsys, words, says):
+    assert says in refused(monkeypatch, capsys, *words.split())
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("option", ["--cluster-file", "--config"])
+def test_yaml_that_breaks_off(monkeypatch, capsys, option):
+    Path("half.yaml").write_text("model: [llama2-70b,\n")
+    command = {"--cluster-file": "evaluate", "--config": "route"}[option]
+    line = refused(monkeypatch, capsys, command, option, "half.yaml")
+    assert "half.yaml" in line and "line 2, column 1" in line
+
+
 def test_a_server_that_is_not_there(monkeypatch, capsys):
     pytest.importorskip("aiohttp")
     url = f"http://127.0.0.1:{free_ports(1)}"

@@ -10,8 +10,8 @@ import pytest
 from splitgym import policy
 from splitgym.router import admin as admin_module
 from splitgym.router.admin import PAGE
+from tests.bundles import edit, scorer_bundle
 from tests.fake_vllm import FakeVllm, cluster, in_loop
-from tests.test_policy_bundle import edit, scorer_bundle
 
 CHROMIUM = "/usr/bin/chromium"
 
@@ -71,8 +71,9 @@ async def test_policies_are_swapped_while_requests_go_on():
             assert status == 400 and "format 2" in answer["error"]["message"]
             assert (await client.state())["policy"]["name"] == "small+reactive", "the old one stays"
             for path in ("/etc", "../x", str(bundles.parent)):
-                status, answer = await post(client, "/admin/policy", {"routing": path})
-                assert status == 403, path
+                for asked in ({"routing": path}, {"routing": "good", "sizing": path}):
+                    status, answer = await post(client, "/admin/policy", asked)
+                    assert status == 403, asked
             status, answer = await post(client, "/admin/policy", {"routing": "index"})
             assert status == 200 and answer["policy"] == "index"
             assert (await post(client, "/admin/shadow", {"shadow": True}))[0] == 200
@@ -103,6 +104,9 @@ async def test_roles_and_servers():
         new = {"name": "late", "url": late.url, "pool": "prompt"}
         assert (await post(client, "/admin/servers", new))[0] == 201
         assert (await post(client, "/admin/servers", new))[0] == 409
+        for machine in ("/etc/hostname", "../profile.json", "surprise"):
+            status, answer = await post(client, "/admin/servers", {**new, "name": "z", "machine": machine})
+            assert status == 403 and "built-in" in answer["error"]["message"]
         for url, wanted in (("http://8.8.8.8:1", 403), ("http://x/y", 400), ("file:///etc/passwd", 400)):
             assert (await post(client, "/admin/servers", {"name": "z", "url": url}))[0] == wanted
         assert (await running)[0] == 200, "requests in flight keep their places"

@@ -128,7 +128,7 @@ def test_the_commands(
     assert "gap_variation: " in capsys.readouterr().out and picture.read_bytes()[:4] == b"\x89PNG"
     assert run(monkeypatch, "trace", "describe", str(own), "--plot", str(picture)) == 2
     assert run(monkeypatch, "trace", "describe", str(own), "--plot", str(tmp_path / "p.doc")) == 2
-    assert "p.doc: the picture cannot be written" in capsys.readouterr().err
+    assert "p.doc: it is written as .png" in capsys.readouterr().err
 
 
 def first_words(text: str) -> set[str]:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from splitgym.cli.options import (
+    TRACE_ENDINGS,
     AsJson,
     Force,
     complete_traces,
@@ -46,7 +47,7 @@ def trace_describe(
     from splitgym.trace.describe import plot as draw
 
     if plot is not None:
-        refuse_to_replace(plot, force, "--plot")
+        refuse_to_replace(plot, force, "--plot", (".png", ".svg", ".pdf"))
     with reading([Path(name)]) as tell:
         trace = load(name, progress=tell)
     with steps("describing") as tell_steps:
@@ -82,7 +83,7 @@ def trace_synth(
     from splitgym.trace.statistics import two_samples
     from splitgym.trace.synth import from_tables, read_tables
 
-    refuse_to_replace(out, force)
+    refuse_to_replace(out, force, endings=TRACE_ENDINGS)
     if source.endswith(".json"):
         fitted, original = read_tables(Path(source)), None
         if tables is not None:

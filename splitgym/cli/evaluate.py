@@ -24,6 +24,7 @@ from splitgym.cli.options import (
     Seeds,
     Warmup,
     Workers,
+    check_file,
     complete_policies,
     make_folder,
     numbers,
@@ -88,7 +89,7 @@ def evaluate(
     if out is not None:
         make_folder(out)
     if report is not None:
-        make_folder(report.parent, "--report")
+        check_file(report, "--report")
     total = len(names) * len(loads) * seeds
     with (
         progress("simulating", total) as (bar, task),
@@ -144,6 +145,8 @@ def max_rate(
     from splitgym.evaluation.workloads import stand_ins
     from splitgym.scale import workers_for
 
+    if not tolerance > 0:
+        raise SplitgymError(f"--tolerance {tolerance:g}: expected a positive number")
     load = evaluation.parse(workload, duration_s=duration, warmup_s=warmup, part=part)
     resolved = resolve(cluster, model, cluster_file)
     entrants = [contender_of(name, resolved.config) for name in words(policies)]

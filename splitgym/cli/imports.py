@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from splitgym.cli.options import AsJson, Force, make_folder, progress, reading, refuse_to_replace, words
+from splitgym.cli.options import (
+    TRACE_ENDINGS,
+    AsJson,
+    Force,
+    make_folder,
+    progress,
+    reading,
+    refuse_to_replace,
+    words,
+)
 
 if TYPE_CHECKING:
     from splitgym.trace.importers import Imported
@@ -43,7 +52,7 @@ def from_log(
     from splitgym.trace.importers import Clock
     from splitgym.trace.importers import from_log as read
 
-    refuse_to_replace(out, force)
+    refuse_to_replace(out, force, endings=TRACE_ENDINGS)
     clock = Clock(trust=trust_clock)
     counted = words(outcomes)
     _write(
@@ -73,7 +82,7 @@ def from_openai_jsonl(
     from splitgym.trace.importers import from_openai_jsonl as read
     from splitgym.trace.importers.openai import BACK_S
 
-    refuse_to_replace(out, force)
+    refuse_to_replace(out, force, endings=TRACE_ENDINGS)
     clock = Clock(back_s=BACK_S, trust=trust_clock, scatter_s=scatter, seed=seed)
     _write(
         lambda tell: read(file, skip_bad=skip_bad, clock=clock, name=name, progress=tell),
@@ -102,7 +111,7 @@ def from_burstgpt(
     from splitgym.trace.importers import Clock
     from splitgym.trace.importers import from_burstgpt as read
 
-    refuse_to_replace(out, force)
+    refuse_to_replace(out, force, endings=TRACE_ENDINGS)
     clock = Clock(trust=trust_clock, scatter_s=scatter, seed=seed)
     _write(
         lambda tell: read(file, model=model, log_type=log_type, clock=clock, name=name, progress=tell),
@@ -130,7 +139,7 @@ def from_mooncake(
     from splitgym.trace.importers import Clock
     from splitgym.trace.importers import from_mooncake as read
 
-    refuse_to_replace(out, force)
+    refuse_to_replace(out, force, endings=TRACE_ENDINGS)
     clock = Clock(trust=trust_clock, scatter_s=scatter, seed=seed)
     _write(
         lambda tell: read(file, skip_bad=skip_bad, clock=clock, name=name, progress=tell),
@@ -158,7 +167,7 @@ def from_vllm_bench(
     from splitgym.trace.importers import Clock
     from splitgym.trace.importers import from_vllm_bench as read
 
-    refuse_to_replace(out, force)
+    refuse_to_replace(out, force, endings=TRACE_ENDINGS)
     _write(
         lambda tell: read(file, rate_per_s=rate, clock=Clock(seed=seed), name=name),  # one JSON object
         [file],

@@ -1,6 +1,7 @@
 """What comes from the checkout's `agents/`: the commands that learn, and trained agents as policies."""
 
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -65,7 +66,14 @@ def contender_of(text: str, cluster: ClusterConfig) -> "Contender":
         return policy.contender(text, cluster)
 
     known = {*schedulers.routing_names(), evaluation.VLLM}
+    scheduler = re.split(r"[+@]", text)[0]
     if "/" not in text.partition("@")[0] and (text in known or not Path(text).is_dir()):
+        if scheduler not in known:
+            names, shipped = ", ".join(schedulers.routing_names()), ", ".join(policy.bundled_names())
+            raise SplitgymError(
+                f"policy {text!r} is no scheduler ({names}, {evaluation.VLLM}), no folder of a run or "
+                f"a bundle, and no pretrained:NAME ({shipped})"
+            )
         return evaluation.contender(text, cluster=cluster)
     found = learning_commands()
     if isinstance(found, str):

@@ -165,10 +165,24 @@ def make_folder(path: Path, option: str = "--out") -> None:
         raise ConfigError(f"{option} {path}: cannot be made a folder ({error.strerror})") from None
 
 
-def refuse_to_replace(path: Path, force: bool, option: str = "--out") -> None:
-    """Nothing is overwritten unasked. Before the work, too."""
+TRACE_ENDINGS = (".csv", ".parquet")
+
+
+def refuse_to_replace(
+    path: Path, force: bool, option: str = "--out", endings: tuple[str, ...] | None = None
+) -> None:
+    """Nothing is overwritten unasked, and a file is what its ending says. Before the work, too."""
+    if endings is not None and path.suffix not in endings:
+        raise ConfigError(f"{option} {path}: it is written as {' or '.join(endings)}, not as {path.suffix!r}")
     if path.exists() and not force:
         raise ConfigError(f"{option} {path}: is there already; name another file, or --force replaces it")
+
+
+def check_file(path: Path, option: str) -> None:
+    """Make the folder of a file that is to be written. Before the work, too."""
+    make_folder(path.parent, option)
+    if path.is_dir():
+        raise ConfigError(f"{option} {path}: is a folder, name a file in it")
 
 
 def say_stand_ins(stand_ins: dict[str, str]) -> None:

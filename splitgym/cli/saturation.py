@@ -8,6 +8,7 @@ import typer
 
 from splitgym.cli.options import AsJson, Model, Workers, complete_machines, progress
 from splitgym.config import ClusterConfig, make, parse_machines
+from splitgym.errors import ConfigError
 
 
 def saturation(
@@ -37,6 +38,9 @@ def saturation(
     from splitgym.evaluation import saturate
     from splitgym.scale import threads
 
+    for name in workload or ():
+        if "@" in name:
+            raise ConfigError(f"--workload {name}: leave the rate out, it is what is measured")
     rows = kept.read(table) if table is not None and table.exists() else []
     there = {(row["model"], row["machines"], row["workload"]) for row in rows}
     clusters = [

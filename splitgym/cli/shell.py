@@ -154,7 +154,7 @@ def run(app: typer.Typer, name: str) -> int:
 
 
 def _say(name: str, text: str) -> int:
-    print(f"{name}: {text}", file=sys.stderr)
+    print(f"{name}: {' '.join(text.split())}", file=sys.stderr)  # YAML errors have several lines
     return BAD_INPUT
 
 

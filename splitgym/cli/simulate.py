@@ -51,7 +51,7 @@ def simulate(
     resolved = resolve(cluster, model, cluster_file)
     entrant = contender_of(policy, resolved.config)
     if out is not None:
-        refuse_to_replace(out, force)
+        refuse_to_replace(out, force, endings=(".parquet",))
         make_folder(out.parent)
     chunks, total = _chunks(trace)
     with progress("requests", total) as (bar, task):

@@ -10,6 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
+from splitgym import profile as profiles
 from splitgym.config import make, to_mapping
 from splitgym.errors import SplitgymError
 from splitgym.router.access import Keys, read_body, refusal, same_host
@@ -159,7 +160,8 @@ class Admin:
 
         Args:
             path: None loads the configured one again.
-            sizing: who resizes; None is what the configuration or the bundle says.
+            sizing: who resizes: a built-in name, or a bundle as for `path`; None is what the configuration or
+                the bundle says.
 
         Returns:
             its name.
@@ -171,7 +173,7 @@ class Admin:
         parts = self._parts
         config = parts.config.policy
         text = config.routing if path is None else self._allowed(path)
-        size = config.sizing if sizing is None else sizing
+        size = config.sizing if sizing is None else self._allowed(sizing)
         async with self._loading:
             try:
                 # Reading and checking take a while: not in the loop that serves.
@@ -194,9 +196,10 @@ class Admin:
         from splitgym import schedulers
         from splitgym.policy.find import PRETRAINED
 
-        if path in schedulers.routing_names() or path.startswith(PRETRAINED):
+        config = self._parts.config.policy
+        if path.startswith(PRETRAINED) or path in (config.routing, config.sizing):
             return path
-        if path == self._parts.config.policy.routing:
+        if path in schedulers.routing_names() or path in schedulers.sizing_names():
             return path
         folder = self._parts.config.admin.bundles
         if folder is not None and (Path(folder) / path).resolve().is_relative_to(Path(folder).resolve()):
@@ -230,6 +233,9 @@ class Admin:
     async def _add_server(self, request: web.Request) -> web.StreamResponse:
         body = await _json(request, {field.name for field in fields(ServerConfig)})
         config = make(ServerConfig, **body)
+        known = {server.config.machine for server in self._parts.servers}
+        if config.machine not in known | set(profiles.machine_names()):
+            raise Refused(403, "machine must be a built-in one, or one that another server is", "Forbidden")
         for server in self._parts.servers:
             if not server.removed and (config.name == server.name or config.url == server.config.url):
                 raise Refused(409, f"{server.name} has that name or url already", "Conflict")
