@@ -182,7 +182,7 @@ def test_a_model_of_its_own_is_its_own_reference(monkeypatch: pytest.MonkeyPatch
     from splitgym.config import ClusterConfig, parse_machines
 
     fitted = measured.fit(SAMPLES)
-    assert fitted.mixed_factor == 1.1 and "assumed" in str(measured._errors(fitted, 1)["mixed"])
+    assert fitted.mixed_factor == 1.1 and "assumed" in str(measured_file._errors(fitted, 1)["mixed"])
     assert fitted.token.slope == pytest.approx(1e-5, rel=1e-6)
     model = profiles.ModelSpec("own", 2, 64, 4, 4, 16, weights_bytes=10_000)
     about = {"gpus": 1, "capacity_tokens": 5_000, "kv_bytes_per_token": model.kv_bytes_per_token}
