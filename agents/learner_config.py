@@ -27,8 +27,9 @@ class LearnerConfig:
     hidden: int = Field(default=64, ge=1)
     """Width of the networks."""
     start: str | None = None
-    """Begin with the network of this bundle (of the same width, and the same prior or none); its value, which
-    a bundle does not hold, begins anew: `warm_start.fits: value` teaches it.
+    """Begin with the network of this bundle (of the same width, and the same prior or none; a joint run also
+    with one that only resizes); its value, which a bundle does not hold, begins anew: `warm_start.fits:
+    value` teaches it.
     """
     prior_scale: float = Field(default=20.0, gt=0)
     """With `environment.prior`: logits are its costs times this. Larger: closer to its likeliest decision."""

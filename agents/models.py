@@ -11,10 +11,11 @@ from gymnasium import spaces
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.save_util import load_from_zip_file
+from torch import nn
 
 from agents.config import RunConfig, rates
 from agents.discounting import RealTimeMaskableRolloutBuffer, RealTimeReplayBuffer, RealTimeRolloutBuffer
-from agents.policies import MaskableScorerPolicy, ScorerPolicy
+from agents.policies import DecisionNet, MaskableScorerPolicy, ScorerPolicy
 from agents.recurrent import RealTimeRecurrentPPO, RecurrentScorerPolicy
 from splitgym import policy as bundles
 from splitgym.errors import ConfigError
@@ -166,6 +167,9 @@ def load_parameters(model: Any, path: Path) -> None:
 def load_network(model: Any, bundle: str) -> None:
     """Set a model's decisions to the network of a bundle. Its value stays as it is.
 
+    A joint model can begin with a network that resizes pools: it gives its encoder and its sizes, and who is
+    routed where stays as it is, which with a prior is the prior's decision.
+
     Raises:
         ConfigError: the bundle holds no network of ours, or one of another shape.
     """
@@ -176,10 +180,22 @@ def load_network(model: Any, bundle: str) -> None:
     tensors = {name: th.as_tensor(np.array(array)) for name, array in runtime.weights.items()}
     if len(policy.prior):  # type: ignore[attr-defined]
         tensors["prior"] = th.as_tensor(policy.prior, dtype=th.float32)  # type: ignore[attr-defined]
+    net: DecisionNet = model.policy.decision_net
+    if policy.manifest.action.kind == "pool_sizing" and net.shape.places:
+        tensors = _beside_pairs(tensors, net.state_dict())
     try:
-        model.policy.decision_net.load_state_dict(tensors)
+        net.load_state_dict(tensors)
     except RuntimeError as error:
         raise ConfigError(f"{bundle} does not fit learner.start of this run ({error})") from None
+
+
+def _beside_pairs(sizes: dict[str, th.Tensor], fresh: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
+    """A network that only resizes as a part of one that also routes. Its encoder knows no costs of a prior,
+    the last columns of what a machine shows: it begins without looking at them.
+    """
+    own = sizes["encoder.own.weight"]
+    unseen = fresh["encoder.own.weight"].shape[1] - own.shape[1]
+    return {**fresh, **sizes, "encoder.own.weight": nn.functional.pad(own, (0, max(0, unseen)))}
 
 
 def counters(model: Any) -> dict[str, int]:
