@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.learned import page, weights
+from benchmarks.learned import page, validation_sizing, weights
 from benchmarks.learned.cases import CASES, Case
 from benchmarks.learned.entrants import MP_ORACLE, RESIDUAL, TUNED, Field, paper_at_its_best
 from benchmarks.learned.measure import Bench, highest_rate, measure
@@ -284,3 +284,16 @@ def test_pool_sizing_claims_rest_on_windows_that_all_rows_share(
         for other, theirs in (("static", sizing.STATIC), ("reactive", sizing.REACTIVE)):
             claim = made.claims[f"{name}.goodput_over_{other}"]
             assert claim == pytest.approx(table[row] - table[theirs], abs=1e-3)
+
+
+def test_validation_of_sizing_takes_networks_and_routers_beside_sizers() -> None:
+    """Each window gets a copy of its own: a policy remembers within a run."""
+    networks = validation_sizing.pairs_of("sizing-ppo-seed0", 2)
+    assert (
+        networks[0][1].resizes
+        and networks[0][0].name == "index-tuned"
+        and networks[0][1] is not networks[1][1]
+    )
+    (router, sizer), other = validation_sizing.pairs_of("pretrained:joint+sizing-reactive-8h-0s", 2)
+    assert router == validation_sizing.pair_of("pretrained:joint")[0] and router is not other[0]
+    assert sizer == validation_sizing.pair_of("sizing-reactive-8h-0s")[1]

@@ -7,18 +7,18 @@ import pytest
 
 pytest.importorskip("torch")
 
-from agents.config import resolve  # noqa: E402
-from agents.evaluation import Agent, make_codec  # noqa: E402
-from agents.export import export_run  # noqa: E402
-from agents.models import build_model, load_network  # noqa: E402
-from agents.priors import find_prior  # noqa: E402
-from splitgym.cluster import Cluster  # noqa: E402
-from splitgym.errors import ConfigError  # noqa: E402
-from splitgym.observation import observation_space  # noqa: E402
-from splitgym.policy.golden import made_up_states  # noqa: E402
-from splitgym.schedulers import Residual  # noqa: E402
-from tests.test_agents_evaluation import MACHINES  # noqa: E402
-from tests.test_policy_bundle import make_run  # noqa: E402
+from agents.config import resolve
+from agents.evaluation import Agent, make_codec
+from agents.export import export_run
+from agents.models import build_model, load_network
+from agents.priors import find_prior
+from splitgym.cluster import Cluster
+from splitgym.errors import ConfigError
+from splitgym.observation import observation_space
+from splitgym.policy.golden import made_up_states
+from splitgym.schedulers import Residual
+from tests.test_agents_evaluation import MACHINES
+from tests.test_policy_bundle import make_run
 
 
 def joint(hidden: int, prior: str | None) -> Agent:

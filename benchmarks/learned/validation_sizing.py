@@ -4,7 +4,8 @@ python -m benchmarks.learned.validation_sizing --windows 10 --skip 8 sizing-reac
 
 8 H100 that begin as 5 prompt and 3 token machines, phases confined to their pools, no switching delay, the
 tuned index as router where a policy has none of its own. A policy is the name of kept weights, a bundle, or
-a run folder of `es` or `cem`; differences are to the first.
+a run folder of `es` or `cem`; `ROUTER+SIZER` is the router of one beside the sizer of another. Differences
+are to the first.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -53,8 +55,7 @@ def main() -> int:
         found = []
         with ThreadPoolExecutor() as threads:
             for name in options.policies:
-                routing, sizing = pair_of(name, options.latest)
-                pairs = [(replace(routing), replace(sizing)) for _ in windows]  # they remember within a run
+                pairs = pairs_of(name, len(windows), options.latest)
                 found.append(np.array([row[:3] for row in threads.map(scenarios.run, pairs, windows)]))
                 print(line(name, measured(found[-1], found[0], at, loads)), flush=True)
         if len(found) > 2:
@@ -87,6 +88,31 @@ def windows_of(
         if seen[window.workload.name] > skip:
             kept.append(window)
     return kept
+
+
+def pairs_of(name: str, count: int, latest: bool = False) -> list[Any]:
+    """So many copies of a policy's router and sizer, since they remember within a run.
+
+    Raises:
+        ConfigError: no such policy.
+    """
+    first = _pair(name, latest)
+    if any(isinstance(part, policy.NetworkPolicy) for part in first):
+        return [first, *(_pair(name, latest) for _ in range(count - 1))]
+    return [tuple(replace(part) for part in first) for _ in range(count)]
+
+
+def _pair(name: str, latest: bool) -> Any:
+    router, beside, sizer = name.partition("+")
+    if beside:
+        return _pair(router, latest)[0], _pair(sizer, latest)[1]
+    kept = weights.FOLDER / name
+    bundle = str(kept) if kept.is_dir() else name
+    if policy.is_bundle(bundle):
+        found = policy.load(policy.locate(bundle))
+        if isinstance(found, policy.NetworkPolicy):
+            return policy.complete(found)
+    return pair_of(name, latest)
 
 
 def pair_of(name: str, latest: bool = False) -> Pair:

@@ -33,6 +33,8 @@ STATIC, PAPER = "best static split in hindsight", "mp, best static split in hind
 REACTIVE, EWMA = "reactive, tuned", "EWMA, tuned"
 FIRST, ES_FIRST = "reactive, as CEM left it", "ES sizing from that rule"
 ES, PPO, JOINT = "ES sizing", "PPO sizing", "ES joint"
+JOINT_PPO = "PPO joint"
+LEARNED = (ES, PPO, JOINT, JOINT_PPO)
 RULE_BESIDE, ES_BESIDE = "reactive, tuned, beside pretrained:routing", "ES sizing beside pretrained:routing"
 FREE = "index-tuned, not confined"
 CLAIRVOYANT = "clairvoyant (cheats)"
@@ -94,6 +96,10 @@ def rows_of(case: Case, delay_s: float) -> dict[str, list[Contender]]:
     ]
     if delay_s == 0:
         rows[JOINT] = kept("joint-es-seed")
+        rows[JOINT_PPO] = [
+            policy.contender(folder, start, name=f"{folder.name} ({delay_s:g} s)")
+            for folder in weights.bundles("joint-ppo-seed")
+        ]
         router = policy.contender("pretrained:routing", start).routing
         for row, sizers in ((RULE_BESIDE, REACTIVE), (ES_BESIDE, ES)):
             rows[row] = [replace(e, name=f"{e.name}, residual", routing=router) for e in rows[sizers]]
@@ -147,7 +153,7 @@ def sizing(case: Case, bench: Bench) -> Section:
         _choices(found[0.0]),
     ]
     seeds = "; ".join(
-        f"{_delay(delay)}: " + ", ".join(f"{row} {results.seeds.get(row, 0)}" for row in (ES, PPO, JOINT))
+        f"{_delay(delay)}: " + ", ".join(f"{row} {results.seeds.get(row, 0)}" for row in LEARNED)
         for delay, results in found.items()
     )
     text = (
@@ -189,8 +195,8 @@ def goodput_table(found: Results, delay_s: float) -> Table:
 
 def differences_table(found: dict[float, Results]) -> Table:
     """Of what learns, and of the clairvoyant, to what does not, by delay."""
-    pairs = [(a, b) for a in (ES, PPO, JOINT, CLAIRVOYANT) for b in (STATIC, PAPER, REACTIVE, EWMA)]
-    pairs += [(JOINT, RULE_BESIDE), (ES_BESIDE, RULE_BESIDE)]
+    pairs = [(a, b) for a in (*LEARNED, CLAIRVOYANT) for b in (STATIC, PAPER, REACTIVE, EWMA)]
+    pairs += [(JOINT, RULE_BESIDE), (ES_BESIDE, RULE_BESIDE), (JOINT_PPO, RULE_BESIDE), (JOINT_PPO, JOINT)]
     rows = []
     for delay, results in found.items():
         for ours, theirs in pairs:
