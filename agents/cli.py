@@ -87,11 +87,13 @@ def train(
     """
     from agents import training
     from agents.config import RunConfig, resolve
+    from agents.runs import RunFolder
 
     if resume is not None:
         given = (algo, env, cluster, model, cluster_file, trace, rate, arrivals, run_dir, config, set_)
         if any(given) or flat or ray or seed is not None:
             raise ConfigError("a resumed run keeps its configuration: give --resume RUN alone")
+        RunFolder(resume).require()
         training.check_total(load_yaml(RunConfig, resume / "config.yaml"), steps)
         _say(training.resume(resume, show=not quiet))
         return
@@ -102,7 +104,7 @@ def train(
     _put(fields, "learner", {"vec": "ray", "ray": ray} if ray else {})
     for text in set_ or ():
         _set(fields, text)
-    made = resolve(fields)
+    made = resolve(fields, "the options" if config is None else f"{config} and the options")
     where = run_dir or Path("runs") / f"{made.env}-{made.algo}-{time.strftime('%Y%m%d-%H%M%S')}"
     _say(training.train(made, where, show=not quiet))
 

@@ -83,7 +83,10 @@ def _option(param: Any) -> str:
         shown = "required" if param.required else ""
     else:
         shown = f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
-    return f"| {name} | {_cell(param.help or '')} | {shown} |\n"
+    says = _cell(param.help or "")
+    if getattr(param, "envvar", None):
+        says += f" Or `{param.envvar}` in the environment."
+    return f"| {name} | {says} | {shown} |\n"
 
 
 def _cell(text: str) -> str:

@@ -122,6 +122,7 @@ def test_a_file_of_another_format(monkeypatch, capsys, command):
         ("trace describe azure-conv-synth --plot out.doc", "not as '.doc'"),
         ("trace from-log none.jsonl --out out.txt", "not as '.txt'"),
         ("profile torch --device nope --dry-run", "device nope"),
+        ("train --resume .", "no run folder"),
         ("evaluate --policies index,index", "name each once"),
         ("evaluate --policies my-polcy", "no folder of a run or a bundle"),
         ("saturation --workload poisson:azure-conv@3", "leave the rate out"),
@@ -130,6 +131,12 @@ def test_a_file_of_another_format(monkeypatch, capsys, command):
 def test_what_cannot_work_is_said_before_the_work(monkeypatch, capsys, words, says):
     assert says in refused(monkeypatch, capsys, *words.split())
     assert not list(Path().iterdir())
+
+
+def test_a_wrong_field_of_a_run_names_its_file(monkeypatch, capsys):
+    Path("own.yaml").write_text("surprise: 1\n")
+    line = refused(monkeypatch, capsys, "train", "--config", "own.yaml")
+    assert "own.yaml" in line and "surprise" in line
 
 
 @pytest.mark.parametrize("option", ["--cluster-file", "--config"])
