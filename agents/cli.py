@@ -86,7 +86,7 @@ def train(
     Example: splitgym train --algo maskable_ppo --cluster h100-80gb:5P3T --rate 17-22 --run-dir runs/first
     """
     from agents import training
-    from agents.config import RunConfig, resolve
+    from agents.config import EVOLVED, RunConfig, resolve
     from agents.runs import RunFolder
 
     if resume is not None:
@@ -105,6 +105,8 @@ def train(
     for text in set_ or ():
         _set(fields, text)
     made = resolve(fields, "the options" if config is None else f"{config} and the options")
+    if ray and made.algo in EVOLVED:
+        raise ConfigError(f"--ray: {made.algo} runs in threads of one machine; leave it out")
     where = run_dir or Path("runs") / f"{made.env}-{made.algo}-{time.strftime('%Y%m%d-%H%M%S')}"
     _say(training.train(made, where, show=not quiet))
 

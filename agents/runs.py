@@ -49,6 +49,18 @@ def write_atomic(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where it is not there yet.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be made a folder ({error.strerror})") from None
+
+
 def git_revision(folder: Path) -> str:
     """Revision of a checkout, with `+changes` if tracked files differ; "unknown" outside one."""
     try:
@@ -112,14 +124,14 @@ class RunFolder:
         """Start a run.
 
         Raises:
-            ConfigError: there is a run already.
+            ConfigError: there is a run already, or no folder can be made there.
         """
         if self.config_file.exists():
             raise ConfigError(
                 f"{self.path} holds a run already: continue it with --resume, or name another folder"
             )
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self.tensorboard.mkdir(exist_ok=True)
+        for folder in (self.checkpoints, self.tensorboard):
+            make_folder(folder)
         meta = {
             "git_revision": git_revision(Path(__file__).resolve().parent),
             "versions": versions(),

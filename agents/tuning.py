@@ -18,7 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from agents.config import EVOLVED, RunConfig, merge, resolve
-from agents.runs import RunFolder, write_atomic
+from agents.runs import RunFolder, make_folder, write_atomic
 from agents.training import resume, train
 from splitgym.config import to_mapping
 from splitgym.errors import ConfigError
@@ -166,7 +166,7 @@ def _claim(place: Path, base: Mapping[str, Any]) -> None:
         if yaml.safe_load(file.read_text()) != yaml.safe_load(yaml.safe_dump(dict(base))):
             raise ConfigError(f"{place} holds a study of another configuration: name another folder")
         return
-    place.mkdir(parents=True, exist_ok=True)
+    make_folder(place)
     write_atomic(file, yaml.safe_dump(dict(base), sort_keys=False))
 
 

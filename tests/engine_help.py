@@ -90,8 +90,13 @@ async def engines(**options: Any) -> AsyncIterator[tuple[Engines, list[Client]]]
         yield there, [Client(session, host.url) for host in there.hosts]
 
 
-def play(scenario: Callable[[], Awaitable[None]]) -> None:
-    """Run a scenario; no task may outlive it."""
+def play(scenario: Callable[[], Awaitable[None]], loop: Callable[[], Any] | None = None) -> None:
+    """Run a scenario; no task may outlive it.
+
+    Args:
+        scenario: what happens.
+        loop: makes another event loop, see `virtual_time`.
+    """
 
     async def whole() -> None:
         await scenario()
@@ -99,7 +104,8 @@ def play(scenario: Callable[[], Awaitable[None]]) -> None:
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left, left
 
-    asyncio.run(whole())
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(whole())
 
 
 def is_idle(there: Engines) -> bool:

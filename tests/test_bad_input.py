@@ -123,6 +123,7 @@ def test_a_file_of_another_format(monkeypatch, capsys, command):
         ("trace from-log none.jsonl --out out.txt", "not as '.txt'"),
         ("profile torch --device nope --dry-run", "device nope"),
         ("train --resume .", "no run folder"),
+        ("train --algo es --ray local", "threads of one machine"),
         ("evaluate --policies index,index", "name each once"),
         ("evaluate --policies my-polcy", "no folder of a run or a bundle"),
         ("saturation --workload poisson:azure-conv@3", "leave the rate out"),
@@ -131,6 +132,13 @@ def test_a_file_of_another_format(monkeypatch, capsys, command):
 def test_what_cannot_work_is_said_before_the_work(monkeypatch, capsys, words, says):
     assert says in refused(monkeypatch, capsys, *words.split())
     assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("words", ["train --algo es --run-dir", "tune --algo es --out"])
+def test_a_run_where_a_file_is(monkeypatch, capsys, words):
+    Path("taken").write_text("precious")
+    line = refused(monkeypatch, capsys, *words.split(), "taken", "--steps", "1", "--quiet")
+    assert "taken" in line and "cannot be made a folder" in line
 
 
 def test_a_wrong_field_of_a_run_names_its_file(monkeypatch, capsys):

@@ -47,7 +47,7 @@ def test_the_loop_closes(tmp_path):
     assert traffic.requests > 300 and traffic.runs[0].header["bundle"] == load(work / "bundles/first").sha256
     row = json.loads((work / "compare-log.json").read_text())
     assert row["requests"]["measured"] == traffic.requests
-    # Measured and routed in real time, on a machine that may be busy with other things: half or twice would be
+    # Measured and routed in real time, on a machine that may be busy: half or twice would be
     # another cluster. In simulated time the error is 0: tests/test_compare_log.py.
     assert abs(row["measures"]["tbt"]["error"]["p50"]) < 0.5, "it is the same cluster"
     verdict = json.loads((work / "improve/verdict.json").read_text())

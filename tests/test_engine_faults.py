@@ -7,6 +7,7 @@ import aiohttp
 import pytest
 from engine_help import PARAMS, REMOTE_DECODE, Client, engines, is_idle, play, text_of, until
 from tiny import MS, tiny_profile
+from virtual_time import virtual_time
 
 from splitgym.sim.live import Kind
 
@@ -66,7 +67,7 @@ def test_a_split_request_between_processes():
     play(scenario)
 
 
-def test_a_lease_is_kept_while_the_cache_waits_and_runs_out_otherwise():
+def test_a_lease_is_kept_while_the_cache_waits_and_runs_out_otherwise(monkeypatch):
     async def scenario():
         slow = tiny_profile(nic_tokens_per_ms=0.05)  # 97 tokens in 1.94 s, the lease is 0.6 s
         async with (
@@ -83,7 +84,8 @@ def test_a_lease_is_kept_while_the_cache_waits_and_runs_out_otherwise():
             await until(lambda: is_idle(here))
             assert await one.metric("vllm:nixl_num_kv_expired_reqs_total") == 1
 
-    play(scenario)
+    with virtual_time(monkeypatch, "splitgym.router.engine.clock") as (loop, _):
+        play(scenario, loop)
 
 
 @pytest.mark.parametrize(
