@@ -7,11 +7,22 @@ from tiny import tiny_cluster, tiny_trace
 
 from splitgym import schedulers, trace
 from splitgym.cluster import Cluster
+from splitgym.compile_cache import numba
 from splitgym.config import ClusterConfig, Fault, parse_machines
-from splitgym.sim.compiled.board import EMPTY, FAN, GROUP
-from splitgym.sim.compiled.lists import first_end, next_ends, set_end
+from splitgym.sim.compiled.board import EMPTY, GROUP
+from splitgym.sim.compiled.lists import BESIDE_BITS, first_end, next_ends, set_end
 from splitgym.sim.compiled.state import FAR
 from splitgym.sim.compiled.template import LARGE
+from splitgym.sim.compiled.wide import (
+    FAN,
+    SAFE,
+    bound_within,
+    floor_within,
+    least_bound,
+    least_floor,
+    least_long,
+    long_within,
+)
 from splitgym.sim.compiled_engine import CompiledEngine
 from splitgym.sim.simpy_engine import simpy_engine
 
@@ -38,10 +49,59 @@ def test_large_clusters_agree(machines, rate_per_s):
     assert len(set(spec.prompt_machine)) > 20 and len(set(spec.token_machine)) > 20
 
 
+@pytest.mark.parametrize(("machines", "few"), [("h100-80gb:14P+a100-80gb:26T", 1), ("h100-80gb:40P50T", 0)])
+def test_middle_clusters_agree(machines, few):
+    """Several blocks of the board, without bounds and with them, in one group; a pool overflows at times."""
+    faults = (Fault(machine=3, at_s=0.5, duration_s=1.0), Fault(machine=35, at_s=0.7, duration_s=0.5))
+    cluster = Cluster.resolve(ClusterConfig(machines=parse_machines(machines), faults=faults))
+    workload = trace.poisson(trace.load("azure-code-synth"), 120.0, 4.0, seed=7)
+    spec = run_splitwise(simpy_engine, cluster, workload).outcomes()
+    fast = run_splitwise(CompiledEngine, cluster, workload)
+    assert fast._simulation.sim["few"] == few
+    assert_same(spec, fast.outcomes())
+    assert len(set(spec.prompt_machine)) > 10 and len(set(spec.token_machine)) > 10
+
+
+def test_sixteen_at_a_time():
+    """The least of a block, and the first place that is low enough, as NumPy finds them; ties, and none."""
+    rng = np.random.default_rng(2)
+    arrays = [rng.integers(0, 12, 48).astype(np.float64) for _ in range(3)]
+    longs = rng.integers(-6, 6, 48)
+    addresses = [array.ctypes.data for array in (*arrays, longs)]
+    low, high, third = arrays
+    for first, factor in ((0, 0.0), (7, 0.5), (16, 0.25), (32, 1.0)):
+        part = slice(first, first + FAN)
+        expected = (
+            longs[part],
+            ((low + (high - low) * factor) * SAFE)[part],
+            np.maximum(third, low + high * factor)[part],
+        )
+        for after in (0, 3, FAN - 1):
+            for shift in (-1, 0, 3):
+                found = search(*addresses, first, factor, shift, after)
+                for numbers, (least, place) in zip(expected, found, strict=True):
+                    assert least == numbers.min()
+                    places = np.flatnonzero(numbers[after:] <= numbers.min() + shift)
+                    assert place == after + places[0] if len(places) else place >= FAN
+
+
+@numba.njit
+def search(a, b, c, longs, first, factor, shift, after):
+    """(least, first place that is at most `shift` above it) by each of the formulas."""
+    number = least_long(longs, 0, 0, first, factor)
+    bound = least_bound(a, b, 0, first, factor)
+    floor = least_floor(a, b, c, first, factor)
+    return (
+        (number, long_within(longs, 0, 0, first, factor, number + shift, after)),
+        (bound, bound_within(a, b, 0, first, factor, bound + shift, after)),
+        (floor, floor_within(a, b, c, first, factor, floor + shift, after)),
+    )
+
+
 def test_the_boards_bounds_hold():
     """After a run: no machine of a block is expected to hold less than the block's bounds say."""
-    cluster = Cluster.resolve(ClusterConfig(machines=parse_machines("h100-80gb:6P20T")))
-    workload = trace.poisson(trace.load("azure-conv-synth"), 40.0, 10.0, seed=6)
+    cluster = Cluster.resolve(ClusterConfig(machines=parse_machines("h100-80gb:20P60T")))
+    workload = trace.poisson(trace.load("azure-conv-synth"), 120.0, 10.0, seed=6)
     engine = CompiledEngine(cluster, schedulers.routing("splitwise"), None)
     engine.reset(workload)
     for _ in range(4):
@@ -56,7 +116,10 @@ def test_the_boards_bounds_hold():
     for mean in np.linspace(sim["mean_low"], sim["mean_high"], 5):
         share = (mean - sim["mean_low"]) / (sim["mean_high"] - sim["mean_low"])
         ahead = np.maximum(kept["board_used"], expected + kept["board_requests"] * mean)
-        for numbers, size in ((slice(padded, padded + blocks), FAN), (slice(padded + blocks, None), GROUP)):
+        for numbers, size in (
+            (slice(padded, padded + blocks), FAN),
+            (slice(padded + blocks, padded + blocks + 1), GROUP),
+        ):
             bounds = low[numbers] + share * (high[numbers] - low[numbers])
             least = np.minimum(EMPTY, ahead).reshape(-1, size).min(axis=1)
             assert (bounds * (1 - 1e-9) <= least).all()
@@ -65,13 +128,13 @@ def test_the_boards_bounds_hold():
 
 
 def test_ends_of_iterations():
-    """The first machine of all, and the first of the others, the lowest index on ties."""
-    count = 37
+    """The first machine of all, the lowest index on ties; the first of those not beside it, and another."""
+    count = 200
     engine = CompiledEngine(tiny_cluster("M" * count))
     engine.reset(tiny_trace((0.0, 10, 2)))
     sim = engine._simulation.sim
     rng = np.random.default_rng(1)
-    ends = np.full(count, FAR)
+    ends, beside = np.full(count, FAR), np.arange(count) >> BESIDE_BITS
     for i in range(2_000):
         m, time = i % count if i < count else int(rng.integers(count)), int(rng.integers(40))
         set_end(sim, m, time)
@@ -80,7 +143,7 @@ def test_ends_of_iterations():
             continue
         first = int(np.argmin(ends))
         assert first_end(sim) == first
-        others = np.where(np.arange(count) == first, FAR, ends)
+        others = np.where(beside == beside[first], FAR, ends)
         second, third = next_ends(sim, first)
         assert ends[second] == others.min() <= ends[third] and third != first
 

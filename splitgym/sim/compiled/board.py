@@ -19,17 +19,26 @@ from typing import Any
 import numpy as np
 
 from splitgym.sim.compiled.show import *
+from splitgym.sim.compiled.wide import (
+    FAN,
+    FAN_BITS,
+    bound_within,
+    floor_within,
+    least_bound,
+    least_floor,
+    least_long,
+    long_within,
+    opaque,
+)
 
-FAN_BITS = 4
-FAN = 1 << FAN_BITS
 GROUP = FAN * FAN
 POOLS = 3
 EMPTY = 1e300
 """KV tokens expected where there is no machine: in sums it does not become infinite."""
 SPREAD = 0.05
 """The board's bounds are for means so much around the one at which they were made."""
-SAFE = 1.0 - 1e-9
-"""Bounds are lowered by more than what rounding may have raised them."""
+FEW = 4 * FAN
+"""Up to so many machines there are no bounds: to look at all of them takes less than to keep bounds up."""
 
 
 @compiled
@@ -51,11 +60,11 @@ def post(sim, machine):
     if before != pool:
         machine.posted = pool
         if before != NONE:
-            put_pending(sim, pending_of(sim, before), m, FAR)
+            post_pending(sim, before, m, FAR)
             post_tokens(sim, before, m, np.inf, 0.0, 0.0)
     if pool != NONE:
         requests = machine.running + machine.inbound
-        put_pending(sim, pending_of(sim, pool), m, machine.prompt_tokens + requests)
+        post_pending(sim, pool, m, machine.prompt_tokens + requests)
         tokens = machine.running_prompt_tokens + machine.inbound_prompt_tokens
         # Prompt machines are hardly ever asked for memory: it is not kept up for them.
         used = 0 if pool == TO_PROMPT else machine.kv_used_tokens
@@ -74,9 +83,29 @@ def post_touched(sim):
     sim.can_route = sim.up_prompt + sim.up_token + sim.up_mixed
 
 
-@compiled
+@inlined
+def post_pending(sim, pool, m, tokens):
+    """A machine of a pool has `tokens` pending."""
+    if sim.few:
+        put_long(pending_of(sim, pool), m, tokens)
+    else:
+        put_pending(sim, pending_of(sim, pool), m, tokens)
+
+
+@inlined
 def post_tokens(sim, pool, m, tokens, requests, used):
     """A machine of a pool has, or expects, `requests` with `tokens` prompt tokens in all; it holds `used`."""
+    if sim.few:
+        put_real(sim.board_expected + 8 * sim.num_padded * pool, m, tokens)
+        put_real(sim.board_requests, m, requests)
+        put_real(sim.board_used, m, used)
+    else:
+        post_bounds(sim, pool, m, tokens, requests, used)
+
+
+@compiled
+def post_bounds(sim, pool, m, tokens, requests, used):
+    """As `post_tokens`, with what bounds the machine, its block and its group."""
     row = sim.board_expected + 8 * sim.num_padded * pool
     same = tokens == real_at(row, m) and requests == real_at(sim.board_requests, m)
     if same and used >= real_at(sim.board_used, m):
@@ -91,7 +120,8 @@ def post_tokens(sim, pool, m, tokens, requests, used):
 def post_used(sim, pool, m):
     """A machine holds more than the board knew: it is not looked at again before others hold as much."""
     put_real(sim.board_used, m, np.float64(machine_at(sim, m).kv_used_tokens))
-    put_bounds(sim, pool, m)
+    if not sim.few:
+        put_bounds(sim, pool, m)
 
 
 @compiled
@@ -124,8 +154,8 @@ def centre(sim, mean):
             put_real(highs, m, high)
         # A group's number stands behind those of all blocks, as a block's behind those of all machines.
         for place in range(sim.num_blocks + sim.num_groups):
-            put_real(lows + 8 * sim.num_padded, place, least_bound(lows, place))
-            put_real(highs + 8 * sim.num_padded, place, least_bound(highs, place))
+            put_real(lows + 8 * sim.num_padded, place, least_of_bounds(lows, place))
+            put_real(highs + 8 * sim.num_padded, place, least_of_bounds(highs, place))
 
 
 # ---- numbers with the least of every block and group ------------------------------------------------------
@@ -192,8 +222,8 @@ def ladder(at: Callable[..., Any], put: Callable[..., Any], most: Any) -> tuple[
     return put_number, least_of
 
 
-put_pending, least_pending = ladder(long_at, put_long, FAR)
-put_bound, least_bound = ladder(real_at, put_real, EMPTY)
+put_pending, _ = ladder(long_at, put_long, FAR)
+put_bound, least_of_bounds = ladder(real_at, put_real, EMPTY)
 
 
 # ---- prompts ----------------------------------------------------------------------------------------------
@@ -203,23 +233,29 @@ put_bound, least_bound = ladder(real_at, put_real, EMPTY)
 def fewest_of(sim, pool):
     """(pending tokens, machine) with the fewest of a pool, the lowest index on ties; (FAR, NONE) if empty."""
     numbers = pending_of(sim, pool)
-    blocks = numbers + 8 * sim.num_padded
-    groups = blocks + 8 * sim.num_blocks
-    least, group = FAR, 0
-    for g in range(sim.num_groups):
-        if long_at(groups, g) < least:
-            least, group = long_at(groups, g), g
+    if sim.few:
+        least, block = lowest_long(numbers, sim.num_machines)
+    else:
+        blocks = numbers + 8 * sim.num_padded
+        groups = blocks + 8 * sim.num_blocks
+        least, part = lowest_long(groups, sim.num_groups)
+        group = FAN * part + long_within(groups, 0, 0, FAN * part, 0.0, least, 0)
+        block = FAN * group + long_within(blocks, 0, 0, FAN * group, 0.0, least, 0)
     if least == FAR:
         return FAR, NONE
-    return least, first_with(numbers, FAN * first_with(blocks, FAN * group, least), least)
+    return least, FAN * block + long_within(numbers, 0, 0, FAN * block, 0.0, least, 0)
 
 
 @compiled
-def first_with(numbers, place, number):
-    """The first place from `place` on that has this number. There is one."""
-    while long_at(numbers, place) != number:
-        place += 1
-    return place
+def lowest_long(numbers, count):
+    """(number, its block) of the least of `count` integers, the first such block of `FAN`."""
+    least, best = least_long(numbers, 0, 0, 0, 0.0), 0
+    for block in range(1, (count + FAN - 1) >> FAN_BITS):
+        number = least_long(numbers, 0, 0, FAN * block, 0.0)
+        lower = opaque((number - least) >> 63)  # all bits where it is
+        least += (number - least) & lower
+        best += (block - best) & lower
+    return least, best
 
 
 @compiled
@@ -256,57 +292,71 @@ def promised_by(sim, m, expected):
 
 
 @compiled
-def bound(lows, highs, place, share):
-    """KV tokens expected on no machine of a block, or group, are below this. `share`: see `least_memory`."""
-    low = real_at(lows, place)
-    return (low + (real_at(highs, place) - low) * share) * SAFE
-
-
-@compiled
-def most_promising(lows, highs, first, last, share):
-    """The block, or group, of the lowest bound; NONE where all are empty."""
-    best, least = NONE, 0.5 * EMPTY
-    for place in range(first, last):
-        floor = bound(lows, highs, place, share)
-        if floor < least:
-            best, least = place, floor
-    return best
+def most_promising(lows, highs, count, share):
+    """The first block of `FAN` with the lowest of `count` bounds, and that. `share`: see `least_memory`."""
+    least, best = least_bound(lows, highs, 0, 0, share), 0
+    for block in range(1, (count + FAN - 1) >> FAN_BITS):
+        number = least_bound(lows, highs, 0, FAN * block, share)
+        if number < least:
+            least, best = number, block
+    return best, least
 
 
 @compiled
 def least_memory(sim, pool, mean, best, least):
     """(machine, tokens) with the least KV memory used or promised of a pool, and of `best` with `least`."""
+    if sim.few:
+        for block in range((sim.num_machines + FAN - 1) >> FAN_BITS):
+            best, least = least_of_block(sim, pool, block, mean, best, least)
+        return best, least
     share = (mean - sim.mean_low) / (sim.mean_high - sim.mean_low)  # where the mean is between the two
     lows, highs = lows_of(sim, pool) + 8 * sim.num_padded, highs_of(sim, pool) + 8 * sim.num_padded
     group_lows, group_highs = lows + 8 * sim.num_blocks, highs + 8 * sim.num_blocks
-    group = most_promising(group_lows, group_highs, 0, sim.num_groups, share)
-    if group == NONE:
+    part, floor = most_promising(group_lows, group_highs, sim.num_groups, share)
+    if floor >= 0.5 * EMPTY:
         return best, least
-    first = most_promising(lows, highs, FAN * group, min(FAN * group + FAN, sim.used_blocks), share)
+    group = FAN * part + bound_within(group_lows, group_highs, 0, FAN * part, share, floor, 0)
+    floor = least_bound(lows, highs, 0, FAN * group, share)
+    first = FAN * group + bound_within(lows, highs, 0, FAN * group, share, floor, 0)
     best, least = least_of_block(sim, pool, first, mean, best, least)
-    for g in range(sim.num_groups):
-        if bound(group_lows, group_highs, g, share) <= least:
-            for block in range(FAN * g, min(FAN * g + FAN, sim.used_blocks)):
-                if block != first and bound(lows, highs, block, share) <= least:
-                    best, least = least_of_block(sim, pool, block, mean, best, least)
+    for part in range(0, sim.num_groups, FAN):
+        g = bound_within(group_lows, group_highs, 0, part, share, least, 0)
+        while g < FAN:
+            best, least = least_of_group(sim, pool, part + g, first, mean, share, best, least)
+            g = bound_within(group_lows, group_highs, 0, part, share, least, g + 1)
+    return best, least
+
+
+@compiled
+def least_of_group(sim, pool, group, but, mean, share, best, least):
+    """As `least_memory`, of a group's blocks but for one."""
+    lows, highs = lows_of(sim, pool) + 8 * sim.num_padded, highs_of(sim, pool) + 8 * sim.num_padded
+    b = bound_within(lows, highs, 0, FAN * group, share, least, 0)
+    while b < FAN:
+        if FAN * group + b != but:
+            best, least = least_of_block(sim, pool, FAN * group + b, mean, best, least)
+        b = bound_within(lows, highs, 0, FAN * group, share, least, b + 1)
     return best, least
 
 
 @compiled
 def least_of_block(sim, pool, block, mean, best, least):
     """(machine, tokens) with the least KV memory used or promised of a block, and of `best` with `least`."""
-    row = sim.board_expected + 8 * sim.num_padded * pool
-    for m in range(FAN * block, FAN * block + FAN):
-        expected = real_at(row, m) + real_at(sim.board_requests, m) * mean
-        used = real_at(sim.board_used, m)
-        floor = max(used, expected)
-        if floor < least or (floor == least and m < best):
-            promised = promised_by(sim, m, expected)
-            if promised < least or (promised == least and m < best):
-                best, least = m, promised
-            else:
-                post_used(sim, pool, m)
-    return best, least
+    row, requests, used = sim.board_expected + 8 * sim.num_padded * pool, sim.board_requests, sim.board_used
+    first = FAN * block
+    while True:
+        floor = least_floor(row, requests, used, first, mean)
+        if floor > least or floor == np.inf:
+            return best, least
+        m = first + floor_within(row, requests, used, first, mean, floor, 0)
+        if floor == least and m > best:
+            return best, least
+        promised = promised_by(sim, m, real_at(row, m) + real_at(requests, m) * mean)
+        if promised < least or (promised == least and m < best):
+            best, least = m, promised
+        if promised == floor:  # no other one of the block holds less
+            return best, least
+        post_used(sim, pool, m)
 
 
 @compiled
@@ -335,7 +385,7 @@ def token_machine(sim, need, pool, mean):
 def splitwise_route(sim, job, max_pending):
     """(p, t) as `splitwise_kernel`, without its oracle."""
     mean = max(1.0, sim.mean_output[0] / sim.mean_output[1])
-    if not sim.mean_low <= mean <= sim.mean_high:
+    if not sim.few and not sim.mean_low <= mean <= sim.mean_high:
         centre(sim, mean)
     limit = max_tokens_of(sim, job)
     output = min(mean, np.float64(limit)) if limit > 0 else mean

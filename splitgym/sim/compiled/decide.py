@@ -123,7 +123,6 @@ def ask_route(sim, job):
     if not sim.can_route:
         hold(sim, job)
         return
-    job.decision = sim.decisions
     sim.decisions += 1
     if sim.fast == SPLITWISE:
         p, t = splitwise_route(sim, job, real_at(sim.routing_params, 0))

@@ -60,6 +60,8 @@ def begin(sim, machine):
 @inlined
 def take_prompt(sim, machine, job):
     """The prompt at the head of the queue starts."""
+    if sim.large:
+        fetch_alone(sim, job.target)
     unlink_prompt(sim, machine, job)
     append_current(sim, machine, job)
     job.granted = 0
@@ -169,7 +171,7 @@ def end_prompts(sim, machine):
 def end_prompt(sim, machine, job):
     """The request has its first token."""
     row = row_of(sim, job)
-    row.prompt_end_ns = sim.now
+    row.prompt_end_ns = job.prompt_end = sim.now
     if job.attempt == 0:  # to read the row would be to wait for it
         row.prompts_computed = 1
         row.first_token_ns = sim.now

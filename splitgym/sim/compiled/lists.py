@@ -7,6 +7,7 @@ import numpy as np
 
 from splitgym.sim.compiled.records import *
 from splitgym.sim.compiled.state import *
+from splitgym.sim.compiled.wide import opaque
 
 # ---- events -----------------------------------------------------------------------------------------------
 
@@ -45,12 +46,13 @@ def drop_event(sim):
         child = 2 * place + 1
         if child >= size:
             break
+        # Where there is no other child, the last event still stands in its place, and the search ends.
+        below, other = event_at(sim, child), event_at(sim, child + 1)
+        if other.time == below.time:
+            child += other.key < below.key
+        else:
+            child -= opaque((other.time - below.time) >> 63)  # a branch would be guessed wrongly too often
         below = event_at(sim, child)
-        if child + 1 < size:
-            other = event_at(sim, child + 1)
-            if other.time < below.time or (other.time == below.time and other.key < below.key):
-                child += 1
-                below = other
         if time < below.time or (time == below.time and key <= below.key):
             break
         move_event(event_at(sim, place), below.time, below.key, below.version)
@@ -66,15 +68,18 @@ def set_end(sim, m, time):
     """
     tree, machines = sim.tree, sim.tree_machines
     place = sim.num_leaves + m
+    if long_at(tree, place) == time:
+        return
     put_long(tree, place, time)
-    first = m
+    first = np.int64(m)
     while place > 1:
-        other, rival = long_at(tree, place ^ 1), short_at(machines, place ^ 1)
-        if other < time or (other == time and rival < first):
-            time, first = other, np.int64(rival)
+        other, rival = long_at(tree, place ^ 1), np.int64(short_at(machines, place ^ 1))
+        # All bits where the other one is first: it ends sooner, or at the same time and stands on the left.
+        # (A branch would be guessed wrongly every other time, which takes longer than all of this.)
+        sooner = opaque((other - time - (place & 1)) >> 63)
+        time += (other - time) & sooner
+        first += (rival - first) & sooner
         place >>= 1
-        if long_at(tree, place) == time and short_at(machines, place) == first:
-            return
         put_long(tree, place, time)
         put_short(machines, place, first)
 
@@ -85,22 +90,29 @@ def first_end(sim):
     return np.int64(short_at(sim.tree_machines, 1))
 
 
+BESIDE_BITS = 4
+"""There are so many levels of the tree below the one at which `next_ends` begins."""
+
+
 @compiled
 def next_ends(sim, m):
     """The machine whose iteration ends first but for machine m, which is the first, and one of the next ones.
 
     The next one but for a neighbour of the second in the tree, that is: what is wanted is a good guess.
+    So the machines beside m are not looked at, either.
     """
-    tree, place = sim.tree, sim.num_leaves + m
+    tree, place = sim.tree, (sim.num_leaves + m) >> BESIDE_BITS
     least = second = FAR
     best = after = place
     while place > 1:
-        other = long_at(tree, place ^ 1)
-        if other < least:
-            second, after = least, best
-            least, best = other, place ^ 1
-        elif other < second:
-            second, after = other, place ^ 1
+        sibling = place ^ 1
+        other = long_at(tree, sibling)
+        # All bits where it is sooner than these.
+        first, among = opaque((other - least) >> 63), opaque((other - second) >> 63)
+        second += (other + ((least - other) & first) - second) & among
+        after += (sibling + ((best - sibling) & first) - after) & among
+        least += (other - least) & first
+        best += (sibling - best) & first
         place >>= 1
     return np.int64(short_at(sim.tree_machines, best)), np.int64(short_at(sim.tree_machines, after))
 
@@ -171,10 +183,8 @@ def sink(batch, size, place):
         child = 2 * place + 1
         if child >= size:
             break
+        child += (child + 1 < size) & (task_at(batch, child + 1).order < task_at(batch, child).order)
         below = task_at(batch, child)
-        if child + 1 < size and task_at(batch, child + 1).order < below.order:
-            child += 1
-            below = task_at(batch, child)
         if below.order >= order:
             break
         move_task(task_at(batch, place), below.order, below.slot)

@@ -139,10 +139,13 @@ def step(sim):
 
 
 @compiled
-def fetch_next(sim, event):
-    """Have at hand soon what a planned event needs."""
+def fetch_next(sim):
+    """Have at hand soon what the next planned event needs; the requests of those that may follow it, too."""
+    event = event_at(sim, 0)
     if event.key >> KIND_SHIFT == TRANSFER_KEY >> KIND_SHIFT:
         fetch_transfer(sim, event.version & SLOT_MASK)
+    for place in range(1, min(3, sim.heap_size)):
+        fetch_job(sim, event_at(sim, place).version & SLOT_MASK)
 
 
 @inlined_with_schedulers
@@ -150,7 +153,7 @@ def planned(sim, time, key, version):
     """The first event of the heap happens, unless it is stale."""
     drop_event(sim)
     if sim.large and sim.heap_size:
-        fetch_next(sim, event_at(sim, 0))
+        fetch_next(sim)
     kind, index = (key >> KIND_SHIFT) - 1, key & INDEX_MASK
     if stale(sim, kind, index, version):
         return

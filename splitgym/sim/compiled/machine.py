@@ -39,8 +39,9 @@ def tables_of(sim):
 
 @compiled
 def wake(sim, machine):
-    """Let an idle machine look for work, before any other event of this time."""
-    if machine.idle:
+    """Let an idle machine look for work before any other event of this time, if there can be any."""
+    nothing = machine.prompts_head & machine.memory_head & machine.outputs_head == NONE and machine.batch == 0
+    if machine.idle and not (nothing and sim.rule == PAPER):
         machine.idle = 0
         push_wake(sim, machine.index)
 
@@ -151,7 +152,7 @@ def first_decodes(sim, machine):
     slot = machine.fresh_head
     while slot != NONE:
         job = job_at(sim, slot)
-        started(sim, job)
+        row_of(sim, job).decode_start_ns = sim.now
         slot = job.fresh_next
     machine.fresh_head = NONE
 

@@ -108,8 +108,15 @@ def has_seat(sim, machine):
     return (machine.seats if sim.rule == VLLM else machine.batch) < sim.max_tasks
 
 
-@compiled
+@inlined
 def grant(sim, machine):
+    """Give memory to those who wait, if there are any."""
+    if machine.memory_head & machine.outputs_head != NONE or sim.rule == VLLM:
+        grant_waiting(sim, machine)
+
+
+@compiled
+def grant_waiting(sim, machine):
     """Give memory to those who wait: outputs of caches already here first, then FCFS."""
     vllm = sim.rule == VLLM
     if vllm and machine.memory_head != NONE:

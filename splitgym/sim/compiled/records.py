@@ -46,7 +46,7 @@ JOB = _record(
     # The second line.
     (LONG, "alone_ns"),  # predicted time of the prompt alone
     (LONG, "last"),  # token iteration of its machine after which it is done
-    (LONG, "decision"),
+    (LONG, "prompt_end"),  # when its prompt was computed
     (LONG, "left rate rated_at"),  # of its transfer
     (SHORT, "joined"),  # order of joining a batch
     (SHORT, "goal"),  # tokens to compute before the next one can be generated
@@ -147,7 +147,7 @@ HEAD = np.dtype(
             # Sizes.
             (LONG, "num_machines num_slots num_leaves heap_rows task_stride watt_columns"),
             (LONG, "large"),  # so many machines that the processor's caches do not hold their state
-            (LONG, "num_padded num_blocks used_blocks num_groups board_nodes"),  # of the board
+            (LONG, "num_padded num_blocks num_groups board_nodes few"),  # of the board
             (LONG, "timeline_rows log_rows log_margin num_types num_knots num_batches"),
             (LONG, "num_params num_sizing_params"),
             # Addresses.
@@ -223,9 +223,15 @@ def batch_of(sim, m):
 
 
 @compiled
+def fetch_alone(sim, m):
+    """Have a machine at hand soon, without its batch."""
+    _fetch_machine(sim.machines + m * MACHINE_BYTES)
+
+
+@compiled
 def fetch_machine(sim, m):
     """Have a machine and its batch, as far as batches usually go, at hand soon."""
-    _fetch_machine(sim.machines + m * MACHINE_BYTES)
+    fetch_alone(sim, m)
     _fetch_tasks(batch_of(sim, m))
 
 
@@ -239,19 +245,19 @@ def fetch_job(sim, slot):
 def fetch_iteration(sim, first, second):
     """Have at hand soon what the end of the first machine's iteration needs, and later the second one's.
 
-    A machine is there to be read when it comes first. Where its batch is empty, what is fetched is nothing.
+    A machine is there to be read when it comes first. Where it has no request, what is fetched is nothing.
     """
-    _fetch_machine(sim.machines + first * MACHINE_BYTES)
+    fetch_alone(sim, first)
     fetch_machine(sim, second)
-    fetch_job(sim, task_at(batch_of(sim, first), 0).slot)
+    machine = machine_at(sim, first)
+    fetch_job(sim, task_at(batch_of(sim, first), 0).slot if machine.batch else machine.current_head)
 
 
 @compiled
 def fetch_transfer(sim, slot):
-    """Have at hand soon what a transfer's next stage needs."""
-    fetch_job(sim, slot)
+    """Have at hand soon what a transfer's next stage needs of its machines; the request is there already."""
     job = job_at(sim, slot)
-    _fetch_machine(sim.machines + job.source * MACHINE_BYTES)
+    fetch_alone(sim, job.source)
     fetch_machine(sim, job.target)
 
 

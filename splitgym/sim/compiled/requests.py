@@ -118,7 +118,7 @@ def route(sim, job, p, t):
     row = row_of(sim, job)
     row.prompt_machine = p
     row.token_machine = t
-    row.decision_id = job.decision
+    row.decision_id = sim.decisions - 1
     row.attempts += 1
     machine = machine_at(sim, p)
     append_prompt(sim, machine, job)

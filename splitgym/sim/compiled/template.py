@@ -9,6 +9,7 @@ from splitgym.cluster import Cluster
 from splitgym.sim.compiled import board, show
 from splitgym.sim.compiled import records as rec
 from splitgym.sim.compiled import state as st
+from splitgym.sim.compiled.wide import FAN
 from splitgym.types import to_ns
 
 Ints = NDArray[np.int64]
@@ -177,12 +178,11 @@ class Template:
     def _set_board(self) -> None:
         count, pools = self.cluster.num_machines, board.POOLS
         groups = -(-count // board.GROUP)
-        padded, blocks = groups * board.GROUP, groups * board.FAN
-        nodes = padded + blocks + groups
-        used = -(-count // board.FAN)
-        self._set(
-            num_padded=padded, num_blocks=blocks, num_groups=groups, used_blocks=used, board_nodes=nodes
-        )
+        padded, blocks = groups * board.GROUP, groups * FAN
+        # Groups are looked at by blocks, too.
+        nodes = padded + blocks + -(-groups // FAN) * FAN
+        self._set(num_padded=padded, num_blocks=blocks, num_groups=groups, board_nodes=nodes)
+        self._set(few=count <= board.FEW)
         self.own |= {
             "board_pending": np.full(pools * nodes, st.FAR, np.int64),
             "board_expected": np.full(pools * padded, np.inf),

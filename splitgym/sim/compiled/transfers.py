@@ -16,7 +16,7 @@ def constant_runs(sim, job):
     """The bytes are there and the prompt is over: the rest of a layer-wise transfer takes its constant."""
     constant = machine_at(sim, job.source).transfer_constant_ns
     job.flight = 3
-    transfer_event(sim, job, max(sim.now, row_of(sim, job).prompt_end_ns + constant))
+    transfer_event(sim, job, max(sim.now, job.prompt_end + constant))
 
 
 @inlined
