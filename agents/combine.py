@@ -1,10 +1,11 @@
-"""A policy made of trained residuals without training: half-way between two, or with the steps of several.
+"""A policy made of trained residuals without training: half-way between several, or with the steps of several.
 
-python -m agents.combine midway RUN_A RUN_B -o BUNDLE
+python -m agents.combine midway RUN_A RUN_B ... -o BUNDLE
 python -m agents.combine steps START RUN_A RUN_B ... -o BUNDLE
 
 `midway`: two runs of which one began at the other's result, with another weight of the tail, end at two ends
 of a line: one lets a few wait without end, the other gives goodput away. Half-way a policy has most of both.
+So has the mean of several points of one line of training.
 
 `steps`: runs that began at the same policy and sought different things each made a step from there. The
 policy that makes all these steps has most of what each has gained (docs/experiments.md, sections 15 and 16).
@@ -27,14 +28,14 @@ from splitgym.policy import Policy, export_schedulers
 from splitgym.schedulers import Residual, residual
 
 
-def midway(a: str, b: str) -> Residual:
-    """Half-way between the residuals of two run folders or bundles.
+def midway(*texts: str) -> Residual:
+    """The mean of the residuals of run folders or bundles: of two, half-way between them.
 
     Raises:
         ConfigError: one of them is no residual, or their networks differ in width.
     """
-    space, (first, second) = _thetas([a, b])
-    return _residual(space, (first + second) / 2, "midway")
+    space, thetas = _thetas(texts)
+    return _residual(space, np.mean(thetas, axis=0), "midway")
 
 
 def steps(start: str, runs: Sequence[str]) -> Residual:
@@ -70,7 +71,7 @@ def write(how: str, texts: Sequence[str], folder: Path, name: str = "") -> Polic
     """Write the bundle.
 
     Args:
-        how: `midway` of two, or `steps` from the first.
+        how: `midway` of two or more, or `steps` from the first.
         texts: run folders of es, or bundles.
         folder: of the new bundle.
         name: of the policy; the folder's where there is none.
@@ -90,8 +91,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="how", required=True)
-    half = commands.add_parser("midway", help="half-way between two")
-    half.add_argument("runs", nargs=2, metavar="RUN", help="run folders of es, or bundles")
+    half = commands.add_parser("midway", help="half-way between two, the mean of more")
+    half.add_argument("runs", nargs="+", metavar="RUN", help="run folders of es, or bundles")
     whole = commands.add_parser("steps", help="the steps of several from one start")
     whole.add_argument("start", metavar="START", help="where the runs began")
     whole.add_argument("runs", nargs="+", metavar="RUN", help="run folders of es, or bundles")

@@ -239,7 +239,7 @@ def test_cases_name_clusters_of_the_same_machines(case: Case) -> None:
 
 
 def test_kept_weights_can_be_read() -> None:
-    prefixes = ("es-seed", "es-wide-seed", "cem-", "tail-")
+    prefixes = ("es-", "cem-", "tail-")
     names = [name for prefix in prefixes for name in weights.names(prefix)]
     assert len(names) > 10
     assert all(weights.read(name) is not None for name in names)

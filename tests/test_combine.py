@@ -27,6 +27,8 @@ def test_constants_are_averaged_by_their_logarithm_and_the_network_as_it_is(tmp_
     one = residual.unpack(policy.load(tmp_path / "a").routing.params)
     np.testing.assert_allclose(made["index"], 2.0 * one["index"], rtol=1e-9, atol=2.1e-3)
     np.testing.assert_allclose(made["input_weights"], 2.5 * one["input_weights"], rtol=1e-9)
+    of_three = residual.unpack(midway(a, a, b).params)
+    np.testing.assert_allclose(of_three["input_weights"], 2 * one["input_weights"], rtol=1e-9)
     np.testing.assert_allclose(midway(a, a).params, policy.load(tmp_path / "a").routing.params, rtol=1e-9)
 
 

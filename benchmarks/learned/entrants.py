@@ -18,6 +18,7 @@ TUNED = "index tuned for this cluster"
 RESIDUAL = "ES residual"
 NARROW = "ES residual, 16 hidden units, loads to 1.35"
 WIDE = "ES residual, before the stage by ranks"
+RANKED = "ES residual, by ranks, before code more often"
 PRETRAINED_ROUTING = "pretrained:routing"
 
 NO_SPLIT = {
@@ -73,7 +74,8 @@ def field_of(case: Case, agents: dict[str, tuple[str, bool]] | None = None) -> F
         rows["index tuned for 8 H100"] = [_kept("cem-8h")] if weights.read("cem-8h") else []
     rows[NARROW] = [_kept(name) for name in weights.names("es-seed")]
     rows[WIDE] = [_kept(name) for name in weights.names("es-wide-seed")]
-    rows[RESIDUAL] = [_kept(name) for name in weights.names("es-ranked-seed")]
+    rows[RANKED] = [_kept(name) for name in weights.names("es-ranked-seed")]
+    rows[RESIDUAL] = [_kept(name) for name in weights.names("es-code-seed")]
     for row, (text, pools) in (AGENTS if agents is None else agents).items():
         if exists(text):
             made = contender_of(text, split if pools else mixed)
