@@ -1,4 +1,4 @@
-"""A policy made of trained residuals without training: half-way between several, or with the steps of several.
+"""A policy made of trained residuals without training: the mean of several, or the steps of several.
 
 python -m agents.combine midway RUN_A RUN_B ... -o BUNDLE
 python -m agents.combine steps START RUN_A RUN_B ... -o BUNDLE
