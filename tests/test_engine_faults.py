@@ -9,7 +9,7 @@ from engine_help import PARAMS, REMOTE_DECODE, Client, engines, is_idle, play, t
 from tiny import MS, tiny_profile
 from virtual_time import virtual_time
 
-from splitgym.sim.live import Kind
+from splitgym.sim.live_request import Kind
 
 WORDS = "the quick brown fox jumps over the lazy dog"
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import MS, Fixed, Moves, tiny_cluster, tiny_profile
 
-from splitgym.sim.live import Kind, Live, LiveRequest, live_engine
+from splitgym.sim.live import Live, live_engine
+from splitgym.sim.live_request import Kind, LiveRequest
 from splitgym.sim.simpy_engine import simpy_engine
 from splitgym.trace import Trace
 

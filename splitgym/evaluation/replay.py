@@ -19,7 +19,8 @@ from splitgym.schedulers import RoutingScheduler
 from splitgym.schedulers.sizing import Static
 from splitgym.sim import make_engine
 from splitgym.sim.engine import Engine
-from splitgym.sim.live import Kind, Live, LiveRequest, live_engine
+from splitgym.sim.live import Live, live_engine
+from splitgym.sim.live_request import Kind, LiveRequest
 from splitgym.sim.outcomes import NEVER
 from splitgym.sim.simpy_engine import simpy_engine
 from splitgym.trace import Trace

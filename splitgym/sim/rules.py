@@ -1,52 +1,18 @@
 """The rules of the cluster, without time: what happens to requests, machines, memory and caches.
 
-An engine derives from `Rules`, moves time, and calls these methods when something has happened; the abstract
-methods at the end are what the rules ask of it.
+An engine derives from `Rules`, moves time, and calls these methods when something has happened. Memory and
+transfers are in `cache_rules.py`; what the rules ask of an engine is in `cluster_state.py`.
 """
 
-from abc import ABC, abstractmethod
-
-from splitgym.cluster import Cluster
-from splitgym.sim.accounts import Accounts
+from splitgym.sim.cache_rules import CacheRules
 from splitgym.sim.job import Job, Phase
 from splitgym.sim.machine import Iteration, Machine
-from splitgym.sim.network import Network, Transfer
 from splitgym.sim.pools import machines_to_move
-from splitgym.sim.visibility import Visibility
-from splitgym.trace import Trace
 from splitgym.types import Pool
-from splitgym.view import ClusterView
 
 
-class Rules(ABC):
-    """State of a cluster and how it changes. `_set_up` makes the state for one run."""
-
-    cluster: Cluster
-    view: ClusterView
-
-    def _set_up(self, trace: Trace) -> None:
-        config = self.cluster.config
-        self.view = self.cluster.view()
-        self.machines = [self._make(m, int(c)) for m, c in enumerate(self.cluster.kv_capacity_tokens)]
-        self.home = [Pool(p) for p in self.cluster.home_pools]
-        self.network = Network(self.cluster.link_bytes_per_s.tolist(), config.transfer.shared)
-        self.accounts = self._open_accounts(trace)
-        self.visibility = Visibility(
-            self.view,
-            self.machines,
-            self.home,
-            self.network,
-            config.confine,
-            config.oracle,
-            self.cluster.machine_row,
-        )
-        self._reserve_all = config.kv_reserve == "at_transfer"
-
-    def _open_accounts(self, trace: Trace) -> Accounts:
-        return Accounts(self.cluster, trace, self.view)
-
-    def _make(self, index: int, capacity: int) -> Machine:
-        return Machine(index, capacity, self.cluster.config.batching)
+class Rules(CacheRules):
+    """How a cluster changes. `_set_up` makes its state for one run."""
 
     # ---- routing and resizing -----------------------------------------------------------------------------
 
@@ -83,11 +49,6 @@ class Rules(ABC):
             machine.switch_timer = False
             machine.switch_number += 1
             self._check_drained(machine)
-
-    def _check_drained(self, machine: Machine) -> None:
-        if machine.switching and not machine.switch_timer and machine.drained:
-            machine.switch_timer = True
-            self._wait_out_switch(machine)
 
     # ---- iterations ---------------------------------------------------------------------------------------
 
@@ -184,170 +145,6 @@ class Rules(ABC):
         job.phase = Phase.DONE
         self.accounts.finished(job, self.now_ns)
 
-    # ---- memory -------------------------------------------------------------------------------------------
-
-    def _prompt_need(self, job: Job) -> int:
-        """KV tokens that the prompt machine reserves when the prompt starts."""
-        if job.split or not self._reserve_all:
-            return job.prompt_tokens + 1
-        return job.prompt_tokens + job.output_tokens
-
-    def _transfer_need(self, job: Job) -> int:
-        """KV tokens that the token machine reserves when the transfer starts."""
-        return job.prompt_tokens + (job.output_tokens if self._reserve_all else 1)
-
-    def _output_need(self, job: Job) -> int:
-        """KV tokens that the token machine reserves at the first decode."""
-        return 0 if self._reserve_all else job.output_tokens - 1
-
-    def _has_room(self, machine: Machine, tokens: int) -> bool:
-        """May a newcomer take memory? Not before those who wait, nor before outputs of caches here."""
-        return not machine.memory_waiters and not self._starved(machine) and machine.fits(tokens)
-
-    def _starved(self, machine: Machine) -> bool:
-        """The first output that waits here does not fit: memory that frees is for it."""
-        waiters = machine.output_waiters
-        return bool(waiters) and not machine.fits(self._output_need(waiters[0]))
-
-    def _reserve_prompt(self, machine: Machine, job: Job) -> bool:
-        if job.waiting:
-            return False
-        need = self._prompt_need(job)
-        if not self._has_room(machine, need):
-            job.waiting = True
-            machine.memory_waiters.append(job)
-            return False
-        machine.reserve(need)
-        job.held_prompt = need
-        return True
-
-    def _grant(self, machine: Machine) -> None:
-        """Give memory to those who wait: outputs of caches already here first, then FCFS."""
-        while machine.output_waiters and machine.has_seat and not self._starved(machine):
-            self._admit(machine, machine.output_waiters.popleft())
-            self._wake(machine)
-        while machine.memory_waiters and not self._starved(machine):
-            job = machine.memory_waiters[0]
-            starts_here = job.phase is Phase.QUEUED
-            need = self._prompt_need(job) if starts_here else self._transfer_need(job)
-            if not machine.fits(need):
-                return
-            machine.memory_waiters.popleft()
-            job.waiting = False
-            if starts_here:
-                machine.reserve(need)
-                job.held_prompt = need
-                job.granted = True
-                self._wake(machine)
-            else:
-                self._start_transfer(job)
-
-    def _admit(self, machine: Machine, job: Job) -> None:
-        """Reserve what the output needs; the job joins the batch."""
-        need = self._output_need(job)
-        machine.reserve(need)
-        job.held_token += need
-        machine.admit(job)
-
-    def _break_deadlock(self, machine: Machine) -> bool:
-        """Let work go on where machines wait for each other's memory for ever; False where they do not.
-
-        (Reserving outputs only at the first decode can fill a machine with prompts of which none can go on.)
-        The first output that does fit goes ahead of the others; where none does, the youngest request with a
-        cache here restarts from its prompt.
-        """
-        if not self._deadlocked(machine):
-            return False
-        for job in machine.output_waiters:
-            if machine.fits(self._output_need(job)):
-                machine.output_waiters.remove(job)
-                self._admit(machine, job)
-                self._grant(machine)
-                return True
-        victim = max([*machine.output_waiters][1:] + [*machine.outbound], key=lambda job: job.request_id)
-        self.accounts.preempted(victim)
-        self._restart([victim])
-        return True
-
-    def _deadlocked(self, machine: Machine) -> bool:
-        """Nothing frees memory here, nor at any machine that holds up caches of this one."""
-        seen = {machine.index}
-        todo = [machine]
-        while todo:
-            stuck = todo.pop()
-            if not stuck.blocked or (stuck is not machine and not self._asleep(stuck)):
-                return False
-            for job in stuck.outbound:
-                if job.token_machine not in seen:
-                    seen.add(job.token_machine)
-                    todo.append(self.machines[job.token_machine])
-        return True
-
-    # ---- KV transfer --------------------------------------------------------------------------------------
-
-    def _overlaps(self, job: Job) -> bool:
-        """Shipped layer by layer while the prompt is computed."""
-        return job.split and job.prompt_tokens >= self.view.rules.overlap_min_tokens
-
-    def _ask_transfer(self, job: Job) -> None:
-        target = self.machines[job.token_machine]
-        if self._has_room(target, self._transfer_need(job)):
-            self._start_transfer(job)
-        else:
-            job.waiting = True
-            target.memory_waiters.append(job)
-            self._wake(target)
-
-    def _start_transfer(self, job: Job) -> None:
-        target = self.machines[job.token_machine]
-        need = self._transfer_need(job)
-        target.reserve(need)
-        job.held_token = need
-        target.used += job.prompt_tokens + 1
-        now = self.now_ns
-        transfer = Transfer(job, job.prompt_tokens * self.cluster.kv_bytes_per_token, now)
-        job.transfer = transfer
-        self.accounts.transfer_started(job, now)
-        self._rates_changed(self.network.join(transfer))
-        self._launch(transfer)
-        self.visibility.changed(job.prompt_machine, job.token_machine)
-
-    def _leave_network(self, transfer: Transfer) -> None:
-        transfer.settle(self.now_ns)
-        self._rates_changed(self.network.leave(transfer))
-        self.visibility.changed(transfer.source, transfer.target)
-
-    def _shipped(self, job: Job) -> None:
-        """The cache is at the token machine."""
-        source, target = self.machines[job.prompt_machine], self.machines[job.token_machine]
-        self.accounts.transfer_ended(job, self.now_ns)
-        del source.outbound[job]
-        source.release(job.held_prompt, job.prompt_tokens + 1)
-        job.held_prompt = 0
-        source.promised -= job.prompt_tokens + 1
-        target.cache_is_here(job)
-        target.output_waiters.append(job)
-        for machine in (source, target):
-            self._grant(machine)
-            self._check_drained(machine)
-            self._wake(machine)
-        self.visibility.changed(source.index, target.index)
-
-    def _abort_transfer(self, job: Job) -> None:
-        """The cache is not wanted any more; what the token machine set aside for it is free."""
-        target = self.machines[job.token_machine]
-        if job.waiting:
-            target.memory_waiters.remove(job)
-            job.waiting = False
-        transfer, job.transfer = job.transfer, None
-        if transfer is not None:
-            if transfer in self.network.in_flight[transfer.source]:
-                self._leave_network(transfer)
-            self._abort(transfer)
-            self.accounts.transfer_aborted(job)
-            target.release(job.held_token, job.prompt_tokens + 1)
-            job.held_token = 0
-
     # ---- failures -----------------------------------------------------------------------------------------
 
     def _fail(self, machine: Machine) -> None:
@@ -403,45 +200,36 @@ class Rules(ABC):
             target.release(job.held_token, job.prompt_tokens + job.generated)
         job.phase = Phase.CANCELLED
 
-    # ---- what the rules ask of an engine ------------------------------------------------------------------
+    def _break_deadlock(self, machine: Machine) -> bool:
+        """Let work go on where machines wait for each other's memory for ever; False where they do not.
 
-    @property
-    @abstractmethod
-    def now_ns(self) -> int:
-        """Simulated time."""
+        (Reserving outputs only at the first decode can fill a machine with prompts of which none can go on.)
+        The first output that does fit goes ahead of the others; where none does, the youngest request with a
+        cache here restarts from its prompt.
+        """
+        if not self._deadlocked(machine):
+            return False
+        for job in machine.output_waiters:
+            if machine.fits(self._output_need(job)):
+                machine.output_waiters.remove(job)
+                self._admit(machine, job)
+                self._grant(machine)
+                return True
+        victim = max([*machine.output_waiters][1:] + [*machine.outbound], key=lambda job: job.request_id)
+        self.accounts.preempted(victim)
+        self._restart([victim])
+        return True
 
-    @abstractmethod
-    def _wake(self, machine: Machine) -> None:
-        """Let an idle machine look for work, before any other event of this time."""
-
-    @abstractmethod
-    def _asleep(self, machine: Machine) -> bool:
-        """The machine has looked for work, found none, and nobody has woken it since."""
-
-    @abstractmethod
-    def _cut_short(self, machine: Machine) -> None:
-        """The iteration in progress ends without a result."""
-
-    @abstractmethod
-    def _route_again(self, job: Job) -> None:
-        """Ask anew where this request goes (a `REROUTE` event at this time)."""
-
-    @abstractmethod
-    def _wait_out_switch(self, machine: Machine) -> None:
-        """The switching delay of a drained machine begins."""
-
-    @abstractmethod
-    def _launch(self, transfer: Transfer) -> None:
-        """A transfer starts; call `_shipped` when its cache has arrived."""
-
-    @abstractmethod
-    def _rates_changed(self, transfers: list[Transfer]) -> None:
-        """These transfers end at another time than was foreseen."""
-
-    @abstractmethod
-    def _prompt_over(self, transfer: Transfer) -> None:
-        """The prompt whose cache is shipped layer by layer has ended."""
-
-    @abstractmethod
-    def _abort(self, transfer: Transfer) -> None:
-        """The transfer will not arrive."""
+    def _deadlocked(self, machine: Machine) -> bool:
+        """Nothing frees memory here, nor at any machine that holds up caches of this one."""
+        seen = {machine.index}
+        todo = [machine]
+        while todo:
+            stuck = todo.pop()
+            if not stuck.blocked or (stuck is not machine and not self._asleep(stuck)):
+                return False
+            for job in stuck.outbound:
+                if job.token_machine not in seen:
+                    seen.add(job.token_machine)
+                    todo.append(self.machines[job.token_machine])
+        return True

@@ -1,7 +1,7 @@
 """The specification engine: a Splitwise cluster as SimPy processes, one event per iteration.
 
-Whoever wants to know what the cluster does reads this file, with `rules.py` (requests, memory, caches),
-`machine.py` (batching on one machine) and `network.py` (shared NICs).
+Whoever wants to know what the cluster does reads this file, with `rules.py` (requests, iterations, failures),
+`cache_rules.py` (memory, transfers), `machine.py` (batching on one machine) and `network.py` (shared NICs).
 
 Time is an integer number of nanoseconds. Events of one time happen in the order of `EventKind`, then of the
 machine or request that they concern: no order of scheduling matters. When an iteration ends, its machine

@@ -17,7 +17,7 @@ import aiohttp
 from aiohttp import web
 
 from splitgym.router.engine.clock import RealTime
-from splitgym.sim.live import LiveRequest
+from splitgym.sim.live_request import LiveRequest
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from splitgym.router.engine.text import (
     text_of,
     tokenize,
 )
-from splitgym.sim.live import LiveRequest
+from splitgym.sim.live_request import LiveRequest
 from splitgym.sim.outcomes import NEVER
 
 

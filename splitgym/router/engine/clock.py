@@ -9,7 +9,8 @@ import math
 import time
 
 from splitgym.errors import ConfigError
-from splitgym.sim.live import Live, LiveRequest
+from splitgym.sim.live import Live
+from splitgym.sim.live_request import LiveRequest
 from splitgym.types import NS_PER_S
 
 _EVENTS_AT_A_TIME = 200  # then others in the loop have their turn

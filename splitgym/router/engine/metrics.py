@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from splitgym.config import VllmBatchingConfig
 from splitgym.router.engine.clock import RealTime
-from splitgym.sim.live import Kind, LiveRequest
+from splitgym.sim.live_request import Kind, LiveRequest
 from splitgym.sim.machine import Machine
 from splitgym.sim.outcomes import NEVER
 from splitgym.sim.vllm import VllmMachine

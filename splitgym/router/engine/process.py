@@ -22,7 +22,8 @@ from splitgym.router.engine.call import Model
 from splitgym.router.engine.clock import RealTime
 from splitgym.router.engine.options import EngineOptions
 from splitgym.router.engine.server import EngineServer
-from splitgym.sim.live import LiveRequest, live_engine
+from splitgym.sim.live import live_engine
+from splitgym.sim.live_request import LiveRequest
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from splitgym.router.engine.faults import Faults
 from splitgym.router.engine.metrics import EngineMetrics
 from splitgym.router.engine.objects import kv_transfer_params
 from splitgym.router.engine.options import EngineOptions
-from splitgym.sim.live import Kind, LiveRequest
+from splitgym.sim.live_request import Kind, LiveRequest
 
 
 class Work:
