@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agents.cli_fields import cluster_fields, first_fields, put, set_field, workload_fields
 from agents.profile_cli import profile_torch
-from splitgym.config import ClusterConfig, load_yaml, parse_machines, to_mapping
+from splitgym.config import ClusterConfig, load_yaml
 from splitgym.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -97,13 +98,13 @@ def train(
         training.check_total(load_yaml(RunConfig, resume / "config.yaml"), steps)
         _say(training.resume(resume, show=not quiet))
         return
-    fields = _fields(config, algo, env, steps, seed)
-    _put(fields, "cluster", _cluster(cluster, model, cluster_file))
-    _put(fields, "workload", _workload(trace, rate, arrivals))
-    _put(fields, "environment", {"flat": True} if flat else {})
-    _put(fields, "learner", {"vec": "ray", "ray": ray} if ray else {})
+    fields = first_fields(config, algo, env, steps, seed)
+    put(fields, "cluster", cluster_fields(cluster, model, cluster_file))
+    put(fields, "workload", workload_fields(trace, rate, arrivals))
+    put(fields, "environment", {"flat": True} if flat else {})
+    put(fields, "learner", {"vec": "ray", "ray": ray} if ray else {})
     for text in set_ or ():
-        _set(fields, text)
+        set_field(fields, text)
     made = resolve(fields, "the options" if config is None else f"{config} and the options")
     if ray and made.algo in EVOLVED:
         raise ConfigError(f"--ray: {made.algo} runs in threads of one machine; leave it out")
@@ -134,11 +135,11 @@ def tune(
     """
     from agents import tuning
 
-    fields = _fields(config, algo, env, steps, seed)
-    _put(fields, "cluster", _cluster(cluster, model, cluster_file))
-    _put(fields, "workload", _workload(trace, rate, arrivals))
+    fields = first_fields(config, algo, env, steps, seed)
+    put(fields, "cluster", cluster_fields(cluster, model, cluster_file))
+    put(fields, "workload", workload_fields(trace, rate, arrivals))
     for text in set_ or ():
-        _set(fields, text)
+        set_field(fields, text)
     found = tuning.tune(fields, out, trials, show=not quiet)
     print(f"best of {found.trials} trials: {found.value:.3f} with {found.fields}")
     print(f"train with it: python train.py --config {found.folder / 'best.yaml'}")
@@ -254,73 +255,3 @@ def _say(outcome: Any) -> None:
     print(f"TensorBoard  tensorboard --logdir {run.tensorboard}")
     if outcome.state == "interrupted":
         print(f"continue     python train.py --resume {run.path}")
-
-
-def _fields(config: Path | None, algo: str, env: str, steps: int | None, seed: int | None) -> dict[str, Any]:
-    """The fields of a file, with those of the first options over them."""
-    fields = _from_file(config)
-    for key, value in (("algo", algo), ("env", env), ("steps", steps), ("seed", seed)):
-        if value not in ("", None):
-            fields[key] = value
-    return fields
-
-
-def _from_file(path: Path | None) -> dict[str, Any]:
-    import yaml
-
-    if path is None:
-        return {}
-    try:
-        fields = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML ({error})") from None
-    if not isinstance(fields, dict):
-        raise ConfigError(f"{path}: expected a mapping of fields")
-    return dict(fields)
-
-
-def _cluster(machines: str, model: str, file: Path | None) -> dict[str, Any]:
-    if file is not None:
-        return to_mapping(load_yaml(ClusterConfig, file))
-    fields: dict[str, Any] = {"model": model} if model else {}
-    if machines:
-        fields["machines"] = [to_mapping(group) for group in parse_machines(machines)]
-    return fields
-
-
-def _workload(trace: str | None, rate: str | None, arrivals: str | None) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    if trace:
-        fields["trace"] = trace
-    if arrivals:
-        fields["arrivals"] = arrivals
-    if rate == "own":
-        fields["rate_per_s"] = None
-    elif rate:
-        try:
-            numbers = [float(part) for part in rate.split("-")]
-        except ValueError:
-            raise ConfigError(f"--rate {rate!r}: expected a number, LOW-HIGH or own") from None
-        fields["rate_per_s"] = numbers[0] if len(numbers) == 1 else numbers
-    return fields
-
-
-def _put(fields: dict[str, Any], key: str, values: dict[str, Any]) -> None:
-    if values:
-        fields[key] = {**fields.get(key, {}), **values}
-
-
-def _set(fields: dict[str, Any], text: str) -> None:
-    """Apply `a.b=value`; the value is read as YAML."""
-    import yaml
-
-    path, equals, value = text.partition("=")
-    if not equals or not path:
-        raise ConfigError(f"--set {text!r}: expected FIELD=VALUE such as learner.num_envs=4")
-    *parents, last = path.strip().split(".")
-    place = fields
-    for name in parents:
-        place = place.setdefault(name, {})
-        if not isinstance(place, dict):
-            raise ConfigError(f"--set {text!r}: {name} is no group of fields")
-    place[last] = yaml.safe_load(value)

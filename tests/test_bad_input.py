@@ -123,6 +123,8 @@ def test_a_file_of_another_format(monkeypatch, capsys, command):
         ("trace from-log none.jsonl --out out.txt", "not as '.txt'"),
         ("profile torch --device nope --dry-run", "device nope"),
         ("train --resume .", "no run folder"),
+        ("train --set seed=[1", "'[1' is no YAML value"),
+        ("sweep --set transfer.mode=[x,serial --rates 2", "are no YAML values"),
         ("train --algo es --ray local", "threads of one machine"),
         ("evaluate --policies index,index", "name each once"),
         ("evaluate --policies my-polcy", "no folder of a run or a bundle"),

@@ -70,12 +70,15 @@ def parse_setting(text: str) -> tuple[str, list[Any]]:
     """A field and its values from `transfer.mode=layerwise,serial`; values are read as YAML.
 
     Raises:
-        ConfigError: the text has another form.
+        ConfigError: the text has another form, or a value is no YAML.
     """
     name, equals, values = text.partition("=")
     if not equals or not name.strip() or not values.strip():
         raise ConfigError(f"setting {text!r} is not FIELD=VALUE,VALUE such as transfer.shared=true,false")
-    return name.strip(), [yaml.safe_load(value) for value in values.split(",")]
+    try:
+        return name.strip(), [yaml.safe_load(value) for value in values.split(",")]
+    except yaml.YAMLError:
+        raise ConfigError(f"setting {text!r}: {values!r} are no YAML values") from None
 
 
 def sweep(
