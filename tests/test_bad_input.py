@@ -129,6 +129,7 @@ def test_a_file_of_another_format(monkeypatch, capsys, command):
         ("evaluate --policies index,index", "name each once"),
         ("evaluate --policies my-polcy", "no folder of a run or a bundle"),
         ("saturation --workload poisson:azure-conv@3", "leave the rate out"),
+        ("saturation --table .", "--table .: is a folder"),
     ],
 )
 def test_what_cannot_work_is_said_before_the_work(monkeypatch, capsys, words, says):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from splitgym.cli.options import AsJson, Model, Workers, complete_machines, progress
+from splitgym.cli.options import AsJson, Model, Workers, check_file, complete_machines, progress
 from splitgym.config import ClusterConfig, make, parse_machines
 from splitgym.errors import ConfigError
 
@@ -41,6 +41,8 @@ def saturation(
     for name in workload or ():
         if "@" in name:
             raise ConfigError(f"--workload {name}: leave the rate out, it is what is measured")
+    if table is not None:
+        check_file(table, "--table")
     rows = kept.read(table) if table is not None and table.exists() else []
     there = {(row["model"], row["machines"], row["workload"]) for row in rows}
     clusters = [
