@@ -99,6 +99,11 @@ def test_the_openai_client_works():
                 assert chunks[-1].usage.completion_tokens == 4
                 with pytest.raises(openai.NotFoundError):
                     await api.completions.create(model="other", prompt="a")
+            place = urlsplit(client.url)
+            reader, writer = await asyncio.open_connection(place.hostname, place.port)
+            writer.write(b"GET /v1/models HTTP/1.0\r\nAuthorization: Bearer \xff\r\n\r\n")
+            assert b" 401 " in await reader.readline(), "a key that is no text is a wrong one"
+            writer.close()
             async with openai.AsyncOpenAI(base_url=client.url + "/v1", api_key="wrong") as api:
                 with pytest.raises(openai.AuthenticationError):
                     await api.models.list()

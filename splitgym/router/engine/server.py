@@ -82,7 +82,7 @@ class EngineServer(Work):
         if key is None or not request.path.startswith("/v1"):
             return True
         given = request.headers.get("Authorization", "")
-        return compare_digest(given.encode(), f"Bearer {key}".encode())
+        return compare_digest(given.encode("utf-8", "surrogateescape"), f"Bearer {key}".encode())
 
     # ---- small answers ------------------------------------------------------------------------------------
 
