@@ -9,11 +9,12 @@ from splitgym import schedulers, trace
 from splitgym.cluster import Cluster
 from splitgym.compile_cache import numba
 from splitgym.config import ClusterConfig, Fault, parse_machines
-from splitgym.sim.compiled.board import EMPTY, GROUP
+from splitgym.sim.compiled import template
+from splitgym.sim.compiled.board import GROUP
 from splitgym.sim.compiled.lists import BESIDE_BITS, first_end, next_ends, set_end
 from splitgym.sim.compiled.state import FAR
-from splitgym.sim.compiled.template import LARGE
 from splitgym.sim.compiled.wide import (
+    EMPTY,
     FAN,
     SAFE,
     bound_within,
@@ -37,14 +38,18 @@ def run_splitwise(make, cluster, workload):
 @pytest.mark.parametrize(
     ("machines", "rate_per_s"), [("h100-80gb:20P+a100-80gb:280T", 300.0), ("h100-80gb:290P10T", 700.0)]
 )
-def test_large_clusters_agree(machines, rate_per_s):
-    """Several groups on the board; few prompt machines, then few token machines, so that pools overflow."""
+def test_large_clusters_agree(machines, rate_per_s, monkeypatch):
+    """Several groups on the board, and what comes next is fetched ahead; few prompt machines, then few token
+    machines, so that pools overflow.
+    """
+    monkeypatch.setattr(template, "LARGE", 256)
     faults = (Fault(machine=3, at_s=0.5, duration_s=1.0), Fault(machine=295, at_s=0.7, duration_s=0.5))
     cluster = Cluster.resolve(ClusterConfig(machines=parse_machines(machines), faults=faults))
-    assert cluster.num_machines > max(GROUP, LARGE)
+    assert cluster.num_machines > GROUP
     workload = trace.poisson(trace.load("azure-code-synth"), rate_per_s, 3.0, seed=5)
     spec = run_splitwise(simpy_engine, cluster, workload).outcomes()
     fast = run_splitwise(CompiledEngine, cluster, workload)
+    assert fast._simulation.sim["large"]
     assert_same(spec, fast.outcomes())
     assert len(set(spec.prompt_machine)) > 20 and len(set(spec.token_machine)) > 20
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from splitgym.sim.compiled.show import *
 from splitgym.sim.compiled.wide import (
+    EMPTY,
     FAN,
     FAN_BITS,
     bound_within,
@@ -27,15 +28,15 @@ from splitgym.sim.compiled.wide import (
     least_bound,
     least_floor,
     least_long,
+    least_real,
     long_within,
     opaque,
+    put_ends,
 )
 
 GROUP = FAN * FAN
 POOLS = 3
-EMPTY = 1e300
-"""KV tokens expected where there is no machine: in sums it does not become infinite."""
-SPREAD = 0.05
+SPREAD = 0.02
 """The board's bounds are for means so much around the one at which they were made."""
 FEW = 4 * FAN
 """Up to so many machines there are no bounds: to look at all of them takes less than to keep bounds up."""
@@ -148,14 +149,14 @@ def centre(sim, mean):
     sim.mean_low, sim.mean_middle, sim.mean_high = (1.0 - SPREAD) * mean, mean, (1.0 + SPREAD) * mean
     for pool in range(POOLS):
         lows, highs = lows_of(sim, pool), highs_of(sim, pool)
-        for m in range(sim.num_machines):
-            low, high = ends_of(sim, pool, m)
-            put_real(lows, m, low)
-            put_real(highs, m, high)
+        row = sim.board_expected + 8 * sim.num_padded * pool
+        low, middle, high = sim.mean_low, sim.mean_middle, sim.mean_high
+        for first in range(0, sim.num_machines, FAN):
+            put_ends(row, sim.board_requests, sim.board_used, first, low, middle, high, lows, highs)
         # A group's number stands behind those of all blocks, as a block's behind those of all machines.
         for place in range(sim.num_blocks + sim.num_groups):
-            put_real(lows + 8 * sim.num_padded, place, least_of_bounds(lows, place))
-            put_real(highs + 8 * sim.num_padded, place, least_of_bounds(highs, place))
+            put_real(lows + 8 * sim.num_padded, place, least_real(lows, 0, 0, FAN * place, 0.0))
+            put_real(highs + 8 * sim.num_padded, place, least_real(highs, 0, 0, FAN * place, 0.0))
 
 
 # ---- numbers with the least of every block and group ------------------------------------------------------
@@ -179,8 +180,8 @@ def highs_of(sim, pool):
     return sim.board_high + 8 * sim.board_nodes * pool
 
 
-def ladder(at: Callable[..., Any], put: Callable[..., Any], most: Any) -> tuple[Any, Any]:
-    """Functions that write a machine's number, and that find the least of a block; `most`: no machine."""
+def ladder(at: Callable[..., Any], put: Callable[..., Any], most: Any) -> Callable[..., Any]:
+    """A function that writes a machine's number, and the least of its block and group; `most`: no machine."""
 
     @compiled_any_order
     def least_of(numbers, block):
@@ -219,11 +220,11 @@ def ladder(at: Callable[..., Any], put: Callable[..., Any], most: Any) -> tuple[
         elif before == least:
             put(groups, group, least_of(blocks, group))
 
-    return put_number, least_of
+    return put_number
 
 
-put_pending, _ = ladder(long_at, put_long, FAR)
-put_bound, least_of_bounds = ladder(real_at, put_real, EMPTY)
+put_pending = ladder(long_at, put_long, FAR)
+put_bound = ladder(real_at, put_real, EMPTY)
 
 
 # ---- prompts ----------------------------------------------------------------------------------------------

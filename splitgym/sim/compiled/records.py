@@ -258,7 +258,7 @@ def fetch_transfer(sim, slot):
     """Have at hand soon what a transfer's next stage needs of its machines; the request is there already."""
     job = job_at(sim, slot)
     fetch_alone(sim, job.source)
-    fetch_machine(sim, job.target)
+    fetch_alone(sim, job.target)
 
 
 @compiled

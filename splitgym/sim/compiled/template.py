@@ -9,13 +9,13 @@ from splitgym.cluster import Cluster
 from splitgym.sim.compiled import board, show
 from splitgym.sim.compiled import records as rec
 from splitgym.sim.compiled import state as st
-from splitgym.sim.compiled.wide import FAN
+from splitgym.sim.compiled.wide import EMPTY, FAN
 from splitgym.types import to_ns
 
 Ints = NDArray[np.int64]
 
 CACHE_LINE = 64
-LARGE = 256
+LARGE = 2048
 """From so many machines on their state leaves a core's own caches: what comes next is fetched ahead."""
 
 
@@ -188,8 +188,8 @@ class Template:
             "board_expected": np.full(pools * padded, np.inf),
             "board_requests": np.zeros(padded),
             "board_used": np.zeros(padded),
-            "board_low": np.full(pools * nodes, board.EMPTY),
-            "board_high": np.full(pools * nodes, board.EMPTY),
+            "board_low": np.full(pools * nodes, EMPTY),
+            "board_high": np.full(pools * nodes, EMPTY),
         }
 
     def _set_view(self) -> None:

@@ -11,12 +11,14 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from splitgym.sim.compiled.reach import IN_PYTHON, long_at, real_at
+from splitgym.sim.compiled.reach import IN_PYTHON, long_at, put_real, real_at
 
 FAN_BITS = 4
 FAN = 1 << FAN_BITS
 SAFE = 1.0 - 1e-9
 """Bounds are lowered by more than what rounding may have raised them."""
+EMPTY = 1e300
+"""KV tokens expected where there is no machine: in sums it does not become infinite."""
 
 _BITS = ir.IntType(FAN)
 _LONG, _REAL = ir.IntType(64), ir.DoubleType()
@@ -148,3 +150,59 @@ def _plain_floor(a: Any, b: Any, c: Any, place: Any, factor: Any) -> Any:
 
 least_floor, floor_within = blockwise(types.float64, _plain_floor, _floor)
 """Of tokens `a` and `factor` tokens for each of `b` requests, or `c` where this is more."""
+
+least_real, _ = blockwise(
+    types.float64,
+    lambda a, b, c, place, factor: real_at(a, place),
+    lambda builder, row, arrays, factor: row(arrays[0]),
+)
+"""Of an array `a` of real numbers."""
+
+
+def _plain_ends(
+    a: Any, b: Any, c: Any, first: Any, low: Any, middle: Any, high: Any, lows: Any, highs: Any
+) -> None:
+    for place in range(first, first + FAN):
+        tokens, requests, used = real_at(a, place), real_at(b, place), real_at(c, place)
+        held = used >= tokens + requests * middle
+        put_real(lows, place, used if held else min(EMPTY, tokens + requests * low))
+        put_real(highs, place, used if held else min(EMPTY, tokens + requests * high))
+
+
+@intrinsic
+def _wide_ends(
+    typing: Any,
+    a: Any,
+    b: Any,
+    c: Any,
+    first: Any,
+    low: Any,
+    middle: Any,
+    high: Any,
+    lows: Any,
+    highs: Any,
+) -> Any:
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        first, means, into = arguments[3], arguments[4:7], arguments[7:]
+        tokens, requests, used = (_row(builder, address, first, _REAL) for address in arguments[:3])
+        below, middle, above = (
+            builder.fadd(tokens, builder.fmul(requests, _splat(builder, mean))) for mean in means
+        )
+        held = builder.fcmp_ordered(">=", used, middle)
+        empty = _splat(builder, ir.Constant(_REAL, EMPTY))
+        for address, expected in zip(into, (below, above), strict=True):
+            some = builder.select(builder.fcmp_ordered("<", expected, empty), expected, empty)
+            start = builder.add(address, builder.mul(first, first.type(8)))
+            place = builder.inttoptr(start, some.type.as_pointer())
+            builder.store(builder.select(held, used, some), place, align=8)
+        return context.get_dummy_value()
+
+    addresses, means = (types.int64,) * 4, (types.float64,) * 3
+    return types.void(*addresses, *means, types.int64, types.int64), code
+
+
+put_ends: Any = _plain_ends if IN_PYTHON else _wide_ends
+"""`put_ends(a, b, c, first, low, middle, high, lows, highs)`: as `board.ends_of`, of sixteen machines.
+
+`a`, `b` and `c` are the board's rows of tokens, requests and KV tokens held; `low` to `high` are means.
+"""
