@@ -75,7 +75,7 @@ def test_another_configuration_needs_another_folder(tmp_path):
 
 @pytest.mark.parametrize("algo", list(tuning.SPACES))
 def test_every_range_is_a_field_with_a_default_inside(algo):
-    env = "pool_sizing" if algo == "dqn" else "routing"
+    env = "pool_sizing" if algo in ("dqn", "recurrent_ppo") else "routing"
     made = tuning.to_mapping(resolve({"algo": algo, "env": env}))
     for name, values in tuning.SPACES[algo].items():
         assert isinstance(tuning._get(made, name), (int, float))
