@@ -17,6 +17,7 @@ from benchmarks.learned.page import Section, Table
 from benchmarks.learned.sections import max_rate, routing, sections, sizing, sizing_windows, tail
 from benchmarks.learned.statistics import best_of, estimate, improvement, iqm, mean, pick
 from splitgym import schedulers
+from splitgym.config import parse_machines
 from splitgym.evaluation import Contender, evaluate, parse
 from splitgym.evaluation.sweep import Kept
 from splitgym.saturation import hardware
@@ -265,6 +266,7 @@ def test_pool_sizing_is_compared_by_delay_with_rules_splits_and_a_bound(
     table = {row[0]: float(row[-1]) for row in made.tables[0].rows}
     assert {sizing.STATIC, sizing.REACTIVE, sizing.ES, sizing.PPO, sizing.CLAIRVOYANT} <= table.keys()
     late = {row[0]: float(row[-1]) for row in made.tables[1].rows}
+    assert {sizing.STATIC_BESIDE, sizing.RULE_BESIDE} <= late.keys()
     assert made.claims["sizing.goodput_over_static.delay_5s"] == pytest.approx(
         late[sizing.ES] - late[sizing.STATIC], abs=1e-3
     )
@@ -297,3 +299,23 @@ def test_validation_of_sizing_takes_networks_and_routers_beside_sizers() -> None
     (router, sizer), other = validation_sizing.pairs_of("pretrained:joint+sizing-reactive-8h-0s", 2)
     assert router == validation_sizing.pair_of("pretrained:joint")[0] and router is not other[0]
     assert sizer == validation_sizing.pair_of("sizing-reactive-8h-0s")[1]
+    router, sizer = validation_sizing.pairs_of("+reactive", 1, router="splitwise")[0]
+    assert (router.name, sizer.name) == ("splitwise", "reactive")
+
+
+def test_validation_of_sizing_takes_the_best_split_of_each_load_in_hindsight() -> None:
+    loads = (0.75, 1.2)
+    windows = validation_sizing.windows_of(
+        loads, 2, workloads=["poisson:azure-code-synth"], cluster=CASES["4h4a"], delay_s=5.0
+    )
+    assert [window.load for window in windows] == [0.75, 0.75, 1.2, 1.2]
+    assert all(w.cluster.config.switch_delay_s == 5.0 for w in windows)
+    split = CASES["4h4a"].splits[1]
+    moved = validation_sizing.at_pools(windows, split)
+    assert moved[0].cluster.config.machines == parse_machines(split)
+    assert moved[0].trace is windows[0].trace and moved[0].cluster.config.switch_delay_s == 5.0
+
+    goodput = np.array([[0.9, 0.7, 0.1, 0.3], [0.6, 0.8, 0.4, 0.2]])  # (splits, windows)
+    tried = np.stack([goodput, 1 - goodput, goodput], axis=2)
+    found = validation_sizing.best_in_hindsight(tried, windows)
+    assert found[:, 0].tolist() == [0.9, 0.7, 0.4, 0.2]  # .8 of a load against .7, .3 against .2

@@ -35,7 +35,13 @@ FIRST, ES_FIRST = "reactive, as CEM left it", "ES sizing from that rule"
 ES, PPO, JOINT = "ES sizing", "PPO sizing", "ES joint"
 JOINT_PPO = "PPO joint"
 LEARNED = (ES, PPO, JOINT, JOINT_PPO)
-RULE_BESIDE, ES_BESIDE = "reactive, tuned, beside pretrained:routing", "ES sizing beside pretrained:routing"
+BESIDE = "pretrained:routing"
+"""Routes in the rows that say so, beside what the tuned index has beside it elsewhere."""
+STATIC_BESIDE = f"best static split in hindsight, beside {BESIDE}"
+RULE_BESIDE, ES_BESIDE = f"reactive, tuned, beside {BESIDE}", f"ES sizing beside {BESIDE}"
+INDEX_CONFINED = "index tuned for these pools, best static split"
+HINDSIGHT = (STATIC, PAPER, STATIC_BESIDE, INDEX_CONFINED)
+"""Rows of the split that was best on the very windows."""
 FREE = "index-tuned, not confined"
 CLAIRVOYANT = "clairvoyant (cheats)"
 KNOWN_S, ALL_S = 20.0, 1000.0
@@ -65,23 +71,31 @@ def _made(
     return Contender(f"{name} ({delay_s:g} s)", routing, sizer, confined(case, delay_s))
 
 
+def static_splits(case: Case, name: str, router: RoutingScheduler) -> list[Contender]:
+    """A router on pools that never change, once a split."""
+    static = schedulers.sizing("static")
+    return [
+        Contender(f"{name} static {split}", router, static, replace(case.config(split), confine=True))
+        for split in case.splits
+    ]
+
+
 def rows_of(case: Case, delay_s: float) -> dict[str, list[Contender]]:
     """All contenders of one delay, by row. Those that never resize do not depend on it."""
     start = confined(case, delay_s)
     made, kept = partial(_made, case, delay_s), partial(kept_rows, case, delay_s)
 
     static = schedulers.sizing("static")
-    rows: dict[str, list[Contender]] = {}
-    for name, row in ((ROUTER, STATIC), ("splitwise", PAPER)):
-        rows[row] = [
-            Contender(
-                f"{name} static {split}",
-                schedulers.routing(name),
-                static,
-                replace(case.config(split), confine=True),
-            )
-            for split in case.splits
-        ]
+    beside = policy.contender(BESIDE, start).routing
+    rows = {
+        STATIC: static_splits(case, ROUTER, schedulers.routing(ROUTER)),
+        PAPER: static_splits(case, "splitwise", schedulers.routing("splitwise")),
+        STATIC_BESIDE: static_splits(case, BESIDE, beside),
+    }
+    confined_index = f"cem-confined-{case.name}"
+    tuned = weights.read(confined_index)
+    if tuned is not None:
+        rows[INDEX_CONFINED] = static_splits(case, confined_index, tuned)
     for row, rule in DEFAULTS.items():
         rows[row] = [made(row, None, schedulers.sizing(rule))]
     tuned_at = min(delay_s, TUNED_UP_TO_S)
@@ -94,15 +108,13 @@ def rows_of(case: Case, delay_s: float) -> dict[str, list[Contender]]:
     rows[PPO] = [
         made(folder.name, None, policy.load(folder)) for folder in weights.bundles(f"sizing-ppo{own}-seed")
     ]
-    if delay_s == 0:
-        rows[JOINT] = kept("joint-es-seed")
-        rows[JOINT_PPO] = [
-            policy.contender(folder, start, name=f"{folder.name} ({delay_s:g} s)")
-            for folder in weights.bundles("joint-ppo-seed")
-        ]
-        router = policy.contender("pretrained:routing", start).routing
-        for row, sizers in ((RULE_BESIDE, REACTIVE), (ES_BESIDE, ES)):
-            rows[row] = [replace(e, name=f"{e.name}, residual", routing=router) for e in rows[sizers]]
+    rows[JOINT] = kept(f"joint-es{own}-seed")
+    rows[JOINT_PPO] = [
+        policy.contender(folder, start, name=f"{folder.name} ({delay_s:g} s)")
+        for folder in weights.bundles(f"joint-ppo{own}-seed")
+    ]
+    for row, sizers in ((RULE_BESIDE, REACTIVE), (ES_BESIDE, ES)):
+        rows[row] = [replace(e, name=f"{e.name}, residual", routing=beside) for e in rows[sizers]]
     base = weights.read_pair(BASES[delay_s])[1] if delay_s in BASES else static
     known_s = ALL_S if delay_s else KNOWN_S
     knowing = f"clairvoyant, knows the next {known_s:g} s (cheats)"
@@ -117,12 +129,12 @@ class Results:
     def __init__(self, runs: Runs, rows: dict[str, list[Contender]]) -> None:
         self.case = runs.case
         self.rows = tuple(rows)
-        self.seeds = {row: 1 if row in (STATIC, PAPER) else len(found) for row, found in rows.items()}
+        self.seeds = {row: 1 if row in HINDSIGHT else len(found) for row, found in rows.items()}
         self._values: dict[str, Floats] = {}
         self.choices: dict[str, list[list[str]]] = {}
         for row, entrants in rows.items():
             values = runs.of([e.name for e in entrants], "goodput")
-            if row in (STATIC, PAPER):
+            if row in HINDSIGHT:
                 values, chosen = best_of(values)
                 splits = [e.name.split()[-1] for e in entrants]
                 self.choices[row] = [[splits[c] for c in by_load] for by_load in chosen]
@@ -158,8 +170,9 @@ def sizing(case: Case, bench: Bench) -> Section:
     )
     text = (
         f"{case.title}, {case.model}. Prompts stay in the prompt and mixed pools, token phases in the token "
-        f"and mixed ones; {ROUTER} routes, except that mp does in its row, the joint agent itself, and "
-        "pretrained:routing where it says so. "
+        f"and mixed ones; {ROUTER} routes, except that mp does in its row, joint agents themselves, "
+        f'{BESIDE} where it says so, and in the row "{INDEX_CONFINED}" an index whose weights CEM tuned for '
+        "these machines, confined, begun so, under this load. "
         f"A decision each 2 s; pools begin as {case.default_split}. Shifting: Poisson arrivals whose sizes "
         f"move from conversation to code and back in one window; {shifting.windows} windows a load, "
         f"{others.windows} of the other workloads.",
@@ -167,8 +180,9 @@ def sizing(case: Case, bench: Bench) -> Section:
         f"cluster, this router and no delay or one of {TUNED_UP_TO_S:g} s, and so are agents trained; at "
         "longer delays those of that one are run. With no delay the tuned reactive rule has no cool-down: "
         "taken out afterwards, which was better on validation. ES starts there; the first ES, PPO and joint "
-        "from the rule with the cool-down that CEM left.",
-        f"The static row takes the best of {len(case.splits)} splits for each workload and load on these "
+        "from the rule with the cool-down that CEM left. With a delay ES and joint agents start at "
+        "the rule tuned for it, which holds still.",
+        f"Static rows take the best of {len(case.splits)} splits for each workload and load on these "
         "very windows. The clairvoyant tries every split on copies of the simulation with the true requests "
         f"to come: of the next {KNOWN_S:g} s, and of the whole window where switching takes time, since a "
         "shorter sight moves too often there. It cheats and is there as a bound.",
@@ -196,7 +210,9 @@ def goodput_table(found: Results, delay_s: float) -> Table:
 def differences_table(found: dict[float, Results]) -> Table:
     """Of what learns, and of the clairvoyant, to what does not, by delay."""
     pairs = [(a, b) for a in (*LEARNED, CLAIRVOYANT) for b in (STATIC, PAPER, REACTIVE, EWMA)]
+    pairs += [(ours, theirs) for ours in (JOINT, JOINT_PPO) for theirs in (STATIC_BESIDE, INDEX_CONFINED)]
     pairs += [(JOINT, RULE_BESIDE), (ES_BESIDE, RULE_BESIDE), (JOINT_PPO, RULE_BESIDE), (JOINT_PPO, JOINT)]
+    pairs += [(STATIC_BESIDE, STATIC), (INDEX_CONFINED, STATIC)]
     rows = []
     for delay, results in found.items():
         for ours, theirs in pairs:
@@ -216,8 +232,9 @@ def _by_workload(found: Results) -> Table:
 
 
 def _choices(found: Results) -> Table:
-    rows = tuple((workload, *found.choices[STATIC][i]) for i, workload in enumerate(found.case.workloads))
-    return Table("Split that was best", ("workload", *(f"{load:g}" for load in found.case.loads)), rows)
+    rows = tuple((row, *chosen[0]) for row, chosen in found.choices.items())
+    columns = ("policy", *(f"{load:g}" for load in found.case.loads))
+    return Table("Split that was best under the shifting load", columns, rows)
 
 
 def claims(found: dict[float, Results]) -> dict[str, float]:
@@ -225,7 +242,10 @@ def claims(found: dict[float, Results]) -> dict[str, float]:
     made: dict[str, float] = {}
     for delay, results in found.items():
         for ours, prefix in ((ES, "sizing"), (PPO, "ppo_sizing"), (JOINT, "joint")):
-            for theirs, name in ((STATIC, "static"), (REACTIVE, "reactive")):
+            against = [(STATIC, "static"), (REACTIVE, "reactive")]
+            if ours == JOINT:  # which routes itself: what of it is another router alone?
+                against += [(STATIC_BESIDE, "static_pretrained"), (INDEX_CONFINED, "static_tuned")]
+            for theirs, name in against:
                 if ours not in results.rows or theirs not in results.rows:
                     continue
                 whole = estimate(results.of(ours) - results.of(theirs))
