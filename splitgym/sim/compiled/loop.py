@@ -28,8 +28,6 @@ def arrive(sim):
 @compiled
 def stale(sim, kind, index, version):
     """A later plan has overtaken this event."""
-    if kind == EventKind.TRANSFER_END:
-        return version >> SLOT_BITS != job_at(sim, version & SLOT_MASK).flight_version
     if kind == EventKind.SWITCH_END:
         machine = machine_at(sim, index)
         return version != machine.switch_number or not machine.switching
@@ -61,7 +59,7 @@ def lack(sim):
     """What has no room for one more event: a reason to return, or -1."""
     if sim.free_head == NONE and sim.used_slots == sim.num_slots:
         return GROW_JOBS
-    if sim.heap_size + 4 * (sim.num_slots + sim.num_machines) + 64 > sim.heap_rows:
+    if sim.heap_size + 2 * (sim.num_slots + sim.num_machines) + 64 > sim.heap_rows:
         return GROW_HEAP
     if sim.samples == sim.timeline_rows:
         return GROW_TIMELINE
@@ -114,53 +112,40 @@ def step(sim):
         at = long_at(sim.arrivals, row)
         if at < time:
             time, key = at, ARRIVAL_KEY | row
+    version = NONE
     if sim.heap_size:
         event = event_at(sim, 0)
         if event.time < time or (event.time == time and event.key < key):
-            time = event.time
-            if long_at(sim.tree, 1) > time:
-                planned(sim, time, event.key, event.version)
-                return
-    if long_at(sim.tree, 1) <= time:
-        # Of the events that are planned, the end of an iteration is the first kind.
-        time = long_at(sim.tree, 1)
+            time, key, version = event.time, event.key, event.version
+    # At one time the end of an iteration is the first kind, that of a transfer's stage the second.
+    ends, due = long_at(sim.tree, 1), due_at(sim, 1)
+    if ends <= min(time, due.time):
         m = first_end(sim)
         if sim.large:
             following, later = next_ends(sim, m)
             fetch_iteration(sim, following, later)
-        pass_time(sim, time, ITERATION_KEY | m)
+        pass_time(sim, ends, ITERATION_KEY | m)
         iteration_ends(sim, machine_at(sim, m))
-        return
-    pass_time(sim, time, key)
-    if key == CONTROL_KEY:
-        control(sim)
+    elif due.time <= time:
+        pass_time(sim, due.time, TRANSFER_KEY | due.key >> BERTH_BITS)
+        transfer_ends(sim, job_at(sim, berth_at(sim, due.key & BERTH_MASK).slot))
+    elif version != NONE:
+        planned(sim, time, key, version)
     else:
-        arrive(sim)
-
-
-@compiled
-def fetch_next(sim):
-    """Have at hand soon what the next planned event needs; the requests of those that may follow it, too."""
-    event = event_at(sim, 0)
-    if event.key >> KIND_SHIFT == TRANSFER_KEY >> KIND_SHIFT:
-        fetch_transfer(sim, event.version & SLOT_MASK)
-    for place in range(1, min(3, sim.heap_size)):
-        fetch_job(sim, event_at(sim, place).version & SLOT_MASK)
+        pass_time(sim, time, key)
+        if key == CONTROL_KEY:
+            control(sim)
+        else:
+            arrive(sim)
 
 
 @inlined_with_schedulers
 def planned(sim, time, key, version):
     """The first event of the heap happens, unless it is stale."""
     drop_event(sim)
-    if sim.large and sim.heap_size:
-        fetch_next(sim)
     kind, index = (key >> KIND_SHIFT) - 1, key & INDEX_MASK
-    if stale(sim, kind, index, version):
-        return
-    pass_time(sim, time, key)
-    if kind == EventKind.TRANSFER_END:
-        transfer_ends(sim, job_at(sim, version & SLOT_MASK))
-    else:
+    if not stale(sim, kind, index, version):
+        pass_time(sim, time, key)
         handle(sim, kind, index, version)
 
 

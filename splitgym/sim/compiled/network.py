@@ -1,14 +1,7 @@
 """KV transfers that share NICs, as in `splitgym.sim.network`, over linked lists."""
 
+from splitgym.sim.compiled.berths import *
 from splitgym.sim.compiled.lists import *
-
-
-@compiled
-def transfer_event(sim, job, time):
-    """The request's transfer reaches its next stage at `time`; earlier plans are void."""
-    version = job.flight_version + 1
-    job.flight_version = version
-    push_event(sim, time, TRANSFER_KEY | job.request, version << SLOT_BITS | job.slot)
 
 
 @compiled
@@ -40,14 +33,14 @@ def rate(sim, job, new):
 
 @compiled
 def plan_transfers(sim):
-    """One event for each transfer whose rate has changed, however often: events of one time stay few."""
+    """Plan the end of each transfer whose rate has changed, once, however often it has."""
     slot = sim.rerated_head
     sim.rerated_head = NONE
     while slot != NONE:
         job = job_at(sim, slot)
         job.rerated = 0
         if job.flight == 1:
-            transfer_event(sim, job, sim.now + (job.left + job.rate - 1) // job.rate)
+            plan_due(sim, job, sim.now + (job.left + job.rate - 1) // job.rate)
         slot = job.rerated_next
 
 

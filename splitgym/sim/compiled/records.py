@@ -34,7 +34,7 @@ RESULTS = OUTCOME.names[4:]  # type: ignore[index]
 # What is kept of it for the outcomes is written where these are, see `row_of`.
 JOB = _record(
     (LONG, "request prompt_tokens output_tokens"),
-    (SHORT, "slot row flight_version attempt"),
+    (SHORT, "slot row berth attempt"),
     (FLAG, "in_use"),
     (FLAG, "rerated"),  # its rate has changed and no event is planned for it yet
     # Blank at the begin of every attempt, from here on.
@@ -115,7 +115,13 @@ TASK = _record((LONG, "order"), (SHORT, "slot"))
 """A task of a batch. `order` is (last iteration, order of joining) in one number."""
 
 EVENT = _record((LONG, "time key version"))
-"""A planned event; a later version voids it. (The ends of iterations are in a tree of their own.)"""
+"""A planned event; a later version voids it. (Ends of iterations and transfers are in trees of their own.)"""
+
+DUE = _record((LONG, "time key"))
+"""A node of the tree of transfers: when the first below it reaches its next stage; its request and berth."""
+
+BERTH = _record((SHORT, "slot source target next_free"))
+"""The transfer that has a berth, or the next free one behind it."""
 
 HEAD = np.dtype(
     [
@@ -130,6 +136,7 @@ HEAD = np.dtype(
                 LONG,
                 "free_head used_slots",
             ),  # slots that are free again; none from `used_slots` on was ever used
+            (LONG, "free_berth used_berths berth_leaves"),  # as slots; leaves of the tree of transfers
             (LONG, "unfinished finished decisions joins in_system can_route"),
             (LONG, "touched"),  # machines in `touched_list`
             (LONG, "samples events"),  # rows of the timeline and of the log
@@ -151,7 +158,7 @@ HEAD = np.dtype(
             (LONG, "timeline_rows log_rows log_margin num_types num_knots num_batches"),
             (LONG, "num_params num_sizing_params"),
             # Addresses.
-            (LONG, "machines jobs batches heap tree tree_machines next_ends wake_list touched_list reached"),
+            (LONG, "machines jobs batches heap dues berths tree tree_machines next_ends wake_list touched_list reached"),
             (LONG, "arrivals prompts outputs limits outcomes rows order timeline log watts"),
             (LONG, "view_longs view_reals view_flags clock_at mean_output_at counters_at"),
             (LONG, "knot_tokens knot_ns knot_counts token_base token_slope mixed_factor"),
@@ -171,6 +178,7 @@ HEAD = np.dtype(
 
 _machine, _job, _outcome = record_reader(MACHINE), record_reader(JOB), record_reader(OUTCOME)
 _event, _task = record_reader(EVENT), record_reader(TASK)
+_due, _berth = record_reader(DUE), record_reader(BERTH)
 _blank = blanker(BLANK_FROM, BLANK_TO, JOB.itemsize)
 _fetch_machine, _fetch_job = fetcher(MACHINE.itemsize // 64), fetcher(JOB.itemsize // 64)
 _fetch_tasks, _fetch_line = fetcher(8), fetcher(1)
@@ -205,6 +213,18 @@ def blank_job(sim, slot):
 def event_at(sim, place):
     """A place of the heap of events."""
     return _event(sim.heap, place)
+
+
+@compiled
+def due_at(sim, place):
+    """A node of the tree of transfers; the first one is at 1."""
+    return _due(sim.dues, place)
+
+
+@compiled
+def berth_at(sim, berth):
+    """A berth, see `berths`."""
+    return _berth(sim.berths, berth)
 
 
 @compiled
@@ -251,14 +271,6 @@ def fetch_iteration(sim, first, second):
     fetch_machine(sim, second)
     machine = machine_at(sim, first)
     fetch_job(sim, task_at(batch_of(sim, first), 0).slot if machine.batch else machine.current_head)
-
-
-@compiled
-def fetch_transfer(sim, slot):
-    """Have at hand soon what a transfer's next stage needs of its machines; the request is there already."""
-    job = job_at(sim, slot)
-    fetch_alone(sim, job.source)
-    fetch_alone(sim, job.target)
 
 
 @compiled

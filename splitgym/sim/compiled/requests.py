@@ -16,7 +16,7 @@ def take_slot(sim, request):
         slot = sim.used_slots
         sim.used_slots = slot + 1
         job = job_at(sim, slot)
-        job.flight_version = job.rerated = 0
+        job.berth, job.rerated = NONE, 0
     else:
         job = job_at(sim, slot)
         sim.free_head = job.queue_next
@@ -41,7 +41,6 @@ def begin_attempt(sim, job, attempt):
     row = row_of(sim, job)
     row.prompt_start_ns = row.prompt_end_ns = row.transfer_start_ns = row.transfer_end_ns = NONE
     row.decode_start_ns = NONE
-    job.flight_version += 1
     blank_job(sim, job.slot)
     job.goal = job.prompt_tokens
     job.phase = ELSEWHERE

@@ -12,6 +12,8 @@ from splitgym.schedulers.lanes import BLOCK, LANES, lanes_of, num_blocks
 from splitgym.schedulers.network import NETWORK_SCRATCH
 from splitgym.sim.compiled import decide, loop, show
 from splitgym.sim.compiled import records as rec
+from splitgym.sim.compiled.berths import FIRST_BERTHS, NO_DUES
+from splitgym.sim.compiled.state import NONE
 from splitgym.sim.compiled.template import Ints, Template, address_of, aligned
 from splitgym.sim.outcomes import TIMELINE_FIELDS, Outcomes
 from splitgym.trace import Trace
@@ -21,7 +23,7 @@ from splitgym.view import ClusterView
 FIRST_SLOTS = 256
 DRAINED_ROWS = 1 << 16
 """Finished requests that a streaming simulation keeps before they are drained."""
-_SPARE = ("jobs", "heap", "batches")
+_SPARE = ("jobs", "heap", "dues", "berths", "batches")
 """Arrays whose contents mean nothing at the begin of a run: they are taken over from the one before."""
 
 
@@ -110,7 +112,7 @@ class Arrays:
         self._set(num_requests=count, unfinished=count)
 
     def _set_room(self, slots: int, before: "Arrays | None") -> None:
-        """Slots for requests in flight, batches, and a heap of events."""
+        """Slots for requests in flight, batches, a heap of events, and berths of transfers, few at first."""
         if before is not None:
             for name in _SPARE:
                 self._keep(name, before._kept[name])
@@ -119,11 +121,16 @@ class Arrays:
             machines = self.cluster.num_machines
             self._keep("jobs", aligned(slots, rec.JOB))["in_use"] = 0
             self._keep("heap", aligned(8 * (slots + machines) + 1024, rec.EVENT))
+            leaves = max(FIRST_BERTHS, 1 << (slots - 1).bit_length())  # as many as requests in flight, at most
+            self._keep("dues", aligned(2 * leaves, rec.DUE))
+            self._keep("berths", aligned(leaves, rec.BERTH))
             rows = (machines + 1) * int(self.sim["task_stride"]) // rec.TASK.itemsize
             self._keep("batches", aligned(rows, rec.TASK))
         if self._streaming:
             self._keep("rows", np.empty(len(self._kept["jobs"]), rec.OUTCOME))
         self._set(num_slots=len(self._kept["jobs"]), heap_rows=len(self._kept["heap"]))
+        self._kept["dues"][: len(NO_DUES)] = NO_DUES
+        self._set(free_berth=NONE, used_berths=0, berth_leaves=FIRST_BERTHS)
 
     def _set_view(self) -> None:
         """A view whose arrays are the simulation's own."""

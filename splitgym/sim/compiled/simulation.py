@@ -23,6 +23,8 @@ class Simulation(Arrays):
             jobs["in_use"][len(old) :] = 0
             if self._streaming:
                 self._keep("rows", self._doubled(self._kept["rows"]))
+            for name in ("dues", "berths"):
+                self._keep(name, self._doubled(self._kept[name]))
             self._set(num_slots=len(jobs))
             return
         name, size = {

@@ -37,9 +37,9 @@ ARRIVAL_KEY = (int(EventKind.ARRIVAL) + 1) << KIND_SHIFT
 JOINED_MASK = (1 << 32) - 1
 """The low half of the order of a `TASK`."""
 
-SLOT_BITS = 24
-"""A transfer event's version holds the slot in its low bits."""
-SLOT_MASK = (1 << SLOT_BITS) - 1
+BERTH_BITS = 24
+"""The key of a transfer's next stage: its request, and its berth in the low bits."""
+BERTH_MASK = (1 << BERTH_BITS) - 1
 
 WORK_PER_BYTE = 15_625_000
 """Units of transfer work: bandwidth in 64 bytes/s times nanoseconds."""

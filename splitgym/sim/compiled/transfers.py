@@ -16,7 +16,7 @@ def constant_runs(sim, job):
     """The bytes are there and the prompt is over: the rest of a layer-wise transfer takes its constant."""
     constant = machine_at(sim, job.source).transfer_constant_ns
     job.flight = 3
-    transfer_event(sim, job, max(sim.now, job.prompt_end + constant))
+    plan_due(sim, job, max(sim.now, job.prompt_end + constant))
 
 
 @inlined
@@ -30,10 +30,14 @@ def transfer_ends(sim, job):
         touch_view(sim, target)
         if job.phase == PROMPT:
             job.flight = 2
+            leave_berth(sim, job)
             return
         if overlaps(sim, job):
             constant_runs(sim, job)
             return
+    leave_berth(sim, job)
+    if sim.large:
+        fetch_due(sim)
     shipped(sim, job)
 
 
@@ -79,7 +83,7 @@ def abort_transfer(sim, job):
             settle_transfer(sim, job)
             leave_network(sim, job, source, target)
         job.flight = 0
-        job.flight_version += 1
+        leave_berth(sim, job)
         source.shipments -= 1
         target.shipments -= 1
         row_of(sim, job).transfer_start_ns = NONE
