@@ -180,20 +180,8 @@ def highs_of(sim, pool):
     return sim.board_high + 8 * sim.board_nodes * pool
 
 
-def ladder(at: Callable[..., Any], put: Callable[..., Any], most: Any) -> Callable[..., Any]:
-    """A function that writes a machine's number, and the least of its block and group; `most`: no machine."""
-
-    @compiled_any_order
-    def least_of(numbers, block):
-        """The least of `FAN` numbers."""
-        first = FAN * block
-        a = b = c = d = most
-        for i in range(first, first + FAN, 4):  # four at a time: none waits for the one before
-            a = min(a, at(numbers, i))
-            b = min(b, at(numbers, i + 1))
-            c = min(c, at(numbers, i + 2))
-            d = min(d, at(numbers, i + 3))
-        return min(min(a, b), min(c, d))
+def ladder(at: Callable[..., Any], put: Callable[..., Any], least_of: Any) -> Callable[..., Any]:
+    """A function that writes a machine's number, and the least of its block and group."""
 
     @compiled
     def put_number(sim, numbers, m, number):
@@ -207,7 +195,7 @@ def ladder(at: Callable[..., Any], put: Callable[..., Any], most: Any) -> Callab
         if number <= least:
             new = number
         elif before == least:
-            new = least_of(numbers, block)
+            new = least_of(numbers, 0, 0, FAN * block, 0.0)
         else:
             return
         if new == least:
@@ -218,13 +206,13 @@ def ladder(at: Callable[..., Any], put: Callable[..., Any], most: Any) -> Callab
         if new <= least:
             put(groups, group, new)
         elif before == least:
-            put(groups, group, least_of(blocks, group))
+            put(groups, group, least_of(blocks, 0, 0, FAN * group, 0.0))
 
     return put_number
 
 
-put_pending = ladder(long_at, put_long, FAR)
-put_bound = ladder(real_at, put_real, EMPTY)
+put_pending = ladder(long_at, put_long, least_long)
+put_bound = ladder(real_at, put_real, least_real)
 
 
 # ---- prompts ----------------------------------------------------------------------------------------------
