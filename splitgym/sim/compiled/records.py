@@ -182,6 +182,7 @@ _due, _berth = record_reader(DUE), record_reader(BERTH)
 _blank = blanker(BLANK_FROM, BLANK_TO, JOB.itemsize)
 _fetch_machine, _fetch_job = fetcher(MACHINE.itemsize // 64), fetcher(JOB.itemsize // 64)
 _fetch_tasks, _fetch_line = fetcher(8), fetcher(1)
+_fetch_row = fetcher(3)
 TASK_BYTES = TASK.itemsize
 
 
@@ -259,6 +260,12 @@ def fetch_machine(sim, m):
 def fetch_job(sim, slot):
     """Have a request at hand soon."""
     _fetch_job(sim.jobs + slot * JOB_BYTES)
+
+
+@compiled
+def fetch_row(sim, row):
+    """Have an outcome at hand soon, to be written to."""
+    _fetch_row(sim.rows + row * OUTCOME_BYTES)
 
 
 @compiled

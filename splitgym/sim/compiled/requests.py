@@ -20,6 +20,8 @@ def take_slot(sim, request):
     else:
         job = job_at(sim, slot)
         sim.free_head = job.queue_next
+    if sim.large:
+        fetch_row(sim, (slot if sim.streaming else request) + 1)
     job.slot = slot
     job.row = slot if sim.streaming else request
     job.in_use = 1
@@ -64,6 +66,8 @@ def finish(sim, job):
     sim.counters[COMPLETED_OUTPUT_TOKENS] += job.output_tokens
     sim.mean_output[0] = OUTPUT_DECAY * sim.mean_output[0] + job.output_tokens
     sim.mean_output[1] = OUTPUT_DECAY * sim.mean_output[1] + 1.0
+    if sim.large:  # it is the next that is taken, and was last seen long ago
+        fetch_job(sim, job.slot)
     job.in_use = 0
     job.queue_next = sim.free_head
     sim.free_head = job.slot
