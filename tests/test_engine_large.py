@@ -9,7 +9,7 @@ from splitgym import schedulers, trace
 from splitgym.cluster import Cluster
 from splitgym.compile_cache import numba
 from splitgym.config import ClusterConfig, Fault, parse_machines
-from splitgym.sim.compiled import template
+from splitgym.sim.compiled import board, template
 from splitgym.sim.compiled.board import GROUP
 from splitgym.sim.compiled.lists import BESIDE_BITS, first_end, next_ends, set_end
 from splitgym.sim.compiled.state import FAR
@@ -117,9 +117,10 @@ def test_the_boards_bounds_hold():
     expected = kept["board_expected"].reshape(3, -1)[1]
     low, high = (kept[name].reshape(3, -1)[1] for name in ("board_low", "board_high"))
     padded, blocks = int(sim["num_padded"]), int(sim["num_blocks"])
-    assert sim["mean_low"] < sim["mean_high"] and np.isfinite(expected).sum() > FAN
-    for mean in np.linspace(sim["mean_low"], sim["mean_high"], 5):
-        share = (mean - sim["mean_low"]) / (sim["mean_high"] - sim["mean_low"])
+    lowest, _, highest = sim["means"].reshape(3, -1)[1]
+    assert lowest < highest and np.isfinite(expected).sum() > FAN
+    for mean in np.linspace(lowest, highest, 5):
+        share = (mean - lowest) / (highest - lowest)
         ahead = np.maximum(kept["board_used"], expected + kept["board_requests"] * mean)
         for numbers, size in (
             (slice(padded, padded + blocks), FAN),
@@ -130,6 +131,34 @@ def test_the_boards_bounds_hold():
             assert (bounds * (1 - 1e-9) <= least).all()
             filled = least < EMPTY
             assert filled.any() and (bounds[filled] >= 0.5 * least[filled]).all()  # and are worth something
+
+
+def test_the_least_memory_is_found():
+    """Five times in a run of 400 machines: the one that a look at all of them finds, whatever the mean."""
+    cluster = Cluster.resolve(ClusterConfig(machines=parse_machines("h100-80gb:150P200T50M")))
+    workload = trace.poisson(trace.load("azure-conv-synth"), 800.0, 12.0, seed=6)
+    engine = CompiledEngine(cluster, schedulers.routing("splitwise"), None)
+    engine.reset(workload)
+    rng = np.random.default_rng(3)
+    asked = 0
+    for _ in range(5):
+        engine.run_until_decision()
+        sim, view = engine._simulation.sim, engine.view
+        requests = view.running + view.inbound
+        tokens = view.running_prompt_tokens + view.inbound_prompt_tokens
+        for mean in rng.uniform(50.0, 400.0, 6):
+            for near in mean * rng.uniform(
+                0.99, 1.01, 4
+            ):  # the bounds that were made for the first still hold
+                promised = np.maximum(view.kv_used_tokens, tokens + requests * near)
+                for pool in (1, 2):
+                    among = np.where(view.pool == pool, promised, np.inf)
+                    if np.isfinite(among).any():
+                        m, least = board.least_memory(sim, pool, near, -1, np.inf)
+                        assert (m, least) == (among.argmin(), among.min())
+                        asked += 1
+        engine.apply(0)
+    assert asked > 150
 
 
 def test_ends_of_iterations():

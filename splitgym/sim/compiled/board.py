@@ -36,7 +36,7 @@ from splitgym.sim.compiled.wide import (
 
 GROUP = FAN * FAN
 POOLS = 3
-SPREAD = 0.02
+SPREAD = 0.01
 """The board's bounds are for means so much around the one at which they were made."""
 FEW = 4 * FAN
 """Up to so many machines there are no bounds: to look at all of them takes less than to keep bounds up."""
@@ -135,28 +135,30 @@ def put_bounds(sim, pool, m):
 
 @inlined
 def ends_of(sim, pool, m):
-    """KV tokens below which a machine is not, at the lowest and the highest mean of the board's bounds."""
+    """KV tokens below which a machine is not, at the lowest and the highest mean of its pool's bounds."""
     tokens = real_at(sim.board_expected + 8 * sim.num_padded * pool, m)
     requests, used = real_at(sim.board_requests, m), real_at(sim.board_used, m)
-    if used >= tokens + requests * sim.mean_middle:
+    low, middle, high = sim.means[3 * pool], sim.means[3 * pool + 1], sim.means[3 * pool + 2]
+    if used >= tokens + requests * middle:
         return used, used
-    return min(EMPTY, tokens + requests * sim.mean_low), min(EMPTY, tokens + requests * sim.mean_high)
+    return min(EMPTY, tokens + requests * low), min(EMPTY, tokens + requests * high)
 
 
 @compiled
-def centre(sim, mean):
-    """Make the bounds anew, around this mean."""
-    sim.mean_low, sim.mean_middle, sim.mean_high = (1.0 - SPREAD) * mean, mean, (1.0 + SPREAD) * mean
-    for pool in range(POOLS):
-        lows, highs = lows_of(sim, pool), highs_of(sim, pool)
-        row = sim.board_expected + 8 * sim.num_padded * pool
-        low, middle, high = sim.mean_low, sim.mean_middle, sim.mean_high
-        for first in range(0, sim.num_machines, FAN):
-            put_ends(row, sim.board_requests, sim.board_used, first, low, middle, high, lows, highs)
-        # A group's number stands behind those of all blocks, as a block's behind those of all machines.
-        for place in range(sim.num_blocks + sim.num_groups):
-            put_real(lows + 8 * sim.num_padded, place, least_real(lows, 0, 0, FAN * place, 0.0))
-            put_real(highs + 8 * sim.num_padded, place, least_real(highs, 0, 0, FAN * place, 0.0))
+def centre(sim, pool, mean):
+    """Make a pool's bounds anew, around this mean."""
+    low, high = (1.0 - SPREAD) * mean, (1.0 + SPREAD) * mean
+    sim.means[3 * pool], sim.means[3 * pool + 1], sim.means[3 * pool + 2] = low, mean, high
+    row, lows, highs = sim.board_expected + 8 * sim.num_padded * pool, lows_of(sim, pool), highs_of(sim, pool)
+    # A group's number stands behind those of all blocks, as a block's behind those of all machines.
+    low_least, high_least = lows + 8 * sim.num_padded, highs + 8 * sim.num_padded
+    for place in range(sim.num_blocks + sim.num_groups):
+        if real_at(low_least, place) >= EMPTY:  # none of this pool
+            continue
+        if place < sim.num_blocks:
+            put_ends(row, sim.board_requests, sim.board_used, FAN * place, low, mean, high, lows, highs)
+        put_real(low_least, place, least_real(lows, 0, 0, FAN * place, 0.0))
+        put_real(high_least, place, least_real(highs, 0, 0, FAN * place, 0.0))
 
 
 # ---- numbers with the least of every block and group ------------------------------------------------------
@@ -298,7 +300,11 @@ def least_memory(sim, pool, mean, best, least):
         for block in range((sim.num_machines + FAN - 1) >> FAN_BITS):
             best, least = least_of_block(sim, pool, block, mean, best, least)
         return best, least
-    share = (mean - sim.mean_low) / (sim.mean_high - sim.mean_low)  # where the mean is between the two
+    low, high = sim.means[3 * pool], sim.means[3 * pool + 2]
+    if not low <= mean <= high:
+        centre(sim, pool, mean)
+        low, high = sim.means[3 * pool], sim.means[3 * pool + 2]
+    share = (mean - low) / (high - low)  # where the mean is between the two
     lows, highs = lows_of(sim, pool) + 8 * sim.num_padded, highs_of(sim, pool) + 8 * sim.num_padded
     group_lows, group_highs = lows + 8 * sim.num_blocks, highs + 8 * sim.num_blocks
     part, floor = most_promising(group_lows, group_highs, sim.num_groups, share)
@@ -374,8 +380,6 @@ def token_machine(sim, need, pool, mean):
 def splitwise_route(sim, job, max_pending):
     """(p, t) as `splitwise_kernel`, without its oracle."""
     mean = max(1.0, sim.mean_output[0] / sim.mean_output[1])
-    if not sim.few and not sim.mean_low <= mean <= sim.mean_high:
-        centre(sim, mean)
     limit = max_tokens_of(sim, job)
     output = min(mean, np.float64(limit)) if limit > 0 else mean
     need = job.prompt_tokens + output

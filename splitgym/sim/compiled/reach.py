@@ -35,11 +35,6 @@ def inlined(function: Any) -> Any:
     )(function)
 
 
-compiled_any_order = numba.njit(  # type: ignore[call-overload]
-    cache=True, nogil=True, error_model="numpy", _nrt=False, fastmath={"nnan", "nsz"}
-)
-"""As `compiled`; a least value may be looked for in any order. The numbers themselves stay as they are."""
-
 with_schedulers = numba.njit(cache=True, nogil=True, error_model="numpy")
 """For the functions that lead to a scheduler's kernel, which makes arrays. (Numba hands the want of reference
 counts down to what it compiles on the way.)"""

@@ -158,7 +158,8 @@ HEAD = np.dtype(
             (LONG, "timeline_rows log_rows log_margin num_types num_knots num_batches"),
             (LONG, "num_params num_sizing_params"),
             # Addresses.
-            (LONG, "machines jobs batches heap dues berths tree tree_machines next_ends wake_list touched_list reached"),
+            (LONG, "machines jobs batches heap dues berths tree tree_machines next_ends"),
+            (LONG, "wake_list touched_list reached"),
             (LONG, "arrivals prompts outputs limits outcomes rows order timeline log watts"),
             (LONG, "view_longs view_reals view_flags clock_at mean_output_at counters_at"),
             (LONG, "knot_tokens knot_ns knot_counts token_base token_slope mixed_factor"),
@@ -168,10 +169,10 @@ HEAD = np.dtype(
             # The view's constants.
             (LONG, "view_overlap_min"),
             (REAL, "ttft_slo tbt_slo"),
-            (REAL, "mean_low mean_middle mean_high"),  # mean outputs for which the board holds bounds
         ).descr,
         ("counters", LONG, (NUM_COUNTERS,)),
         ("mean_output", REAL, (2,)),
+        ("means", REAL, (9,)),  # for which the board holds bounds: lowest, middle and highest, of each pool
     ],
     align=True,
 )

@@ -121,7 +121,9 @@ class Arrays:
             machines = self.cluster.num_machines
             self._keep("jobs", aligned(slots, rec.JOB))["in_use"] = 0
             self._keep("heap", aligned(8 * (slots + machines) + 1024, rec.EVENT))
-            leaves = max(FIRST_BERTHS, 1 << (slots - 1).bit_length())  # as many as requests in flight, at most
+            leaves = max(
+                FIRST_BERTHS, 1 << (slots - 1).bit_length()
+            )  # as many as requests in flight, at most
             self._keep("dues", aligned(2 * leaves, rec.DUE))
             self._keep("berths", aligned(leaves, rec.BERTH))
             rows = (machines + 1) * int(self.sim["task_stride"]) // rec.TASK.itemsize
