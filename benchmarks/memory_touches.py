@@ -4,8 +4,8 @@
 
 A run of the compiled engine with the paper's scheduler tells when each request came, where it went and when
 its stages were over. From that follows which records the engine has in its hands, in which order: machines,
-requests, their outcomes, batches, planned events, the tree of ends and the board. A compiled loop adds 1 to a
-number in each of these cache lines, in memory laid out as the engine's. It does so in two ways:
+requests, their outcomes, batches, the trees of iterations and of transfers, and the board. A loop then adds
+1 to a number in each of these cache lines, in memory laid out as the engine's. It does so in two ways:
 
 - `independent`: no addition waits for another, and lines are fetched ahead as far as it is best at that size:
   the least that they can cost.
@@ -39,7 +39,9 @@ AHEAD = (0, 16, 32, 64, 128, 256)
 """Lines fetched ahead: distances that are tried. 0: none is."""
 EVENTS_AHEAD = (0, 1, 2, 4)
 BOARD_ROWS = 4
-TREE_BYTES, EVENT_BYTES = 12, rec.EVENT.itemsize
+TREE_BYTES, DUE_BYTES = 12, rec.DUE.itemsize
+PLANNED = 2
+"""Levels of the tree of transfers that a new one changes: it comes later than most."""
 
 _fetch = fetcher(1)
 
@@ -54,12 +56,13 @@ def note(touched, count, start, size):
 
 
 @numba.njit
-def note_tree(touched, count, start, leaves, m):
-    """The end of a machine's iteration has changed: a node and its neighbour at every level."""
-    place = leaves + m
-    while place > 1:
-        count = note(touched, count, start + TREE_BYTES * (place & ~1), 2 * TREE_BYTES)
+def note_tree(touched, count, start, leaf, levels, node_bytes):
+    """A leaf of a tree has changed: a node and its neighbour at so many levels, or at all."""
+    place = leaf
+    while place > 1 and levels > 0:
+        count = note(touched, count, start + node_bytes * (place & ~1), 2 * node_bytes)
         place >>= 1
+        levels -= 1
     return count
 
 
@@ -88,10 +91,12 @@ def note_board(touched, count, start, padded, bounds, m):
 @numba.njit
 def lines_of(kinds, requests, sources, targets, sizes, bases, stride, touched, ends):
     """Fill the lines that the events touch, in order, and where each event's end; returns how many."""
-    machines, leaves, padded, bounds = sizes
-    at_machines, at_jobs, at_rows, at_batches, at_heap, at_tree, at_board = bases
+    machines, leaves, dues, padded, bounds = sizes
+    at_machines, at_jobs, at_rows, at_batches, at_dues, at_tree, at_board = bases
+    every = 64  # levels
     slots, free = np.zeros(len(sources), np.int64), np.zeros(len(sources), np.int64)
-    num_free = used = flights = count = 0
+    berths, empty = np.zeros(len(sources), np.int64), np.zeros(len(sources), np.int64)
+    num_free = used = num_empty = flights = count = 0
     batch = np.zeros(machines, np.int64)
     for i in range(len(kinds)):
         kind, request = kinds[i], requests[i]
@@ -120,18 +125,23 @@ def lines_of(kinds, requests, sources, targets, sizes, bases, stride, touched, e
             count = note(touched, count, job, rec.JOB_BYTES)
             count = note(touched, count, row, 64)
             count = note(touched, count, target, rec.MACHINE_BYTES)
-            count = note_tree(touched, count, at_tree, leaves, p)
-            flights += 1
-            count = note(touched, count, at_heap + EVENT_BYTES * flights, EVENT_BYTES)
-            count = note(touched, count, at_heap + EVENT_BYTES * (flights >> 1), EVENT_BYTES)
+            count = note_tree(touched, count, at_tree, leaves + p, every, TREE_BYTES)
+            if num_empty:
+                num_empty -= 1
+                berths[request] = empty[num_empty]
+            else:
+                berths[request] = flights
+                flights += 1
+            count = note_tree(touched, count, at_dues, dues + berths[request], PLANNED, DUE_BYTES)
         elif kind == PROMPT_END:
             count = note(touched, count, source, rec.MACHINE_BYTES)
             count = note(touched, count, job, 64)
             count = note(touched, count, row + 32, 64)
-            count = note_tree(touched, count, at_tree, leaves, p)
+            count = note_tree(touched, count, at_tree, leaves + p, every, TREE_BYTES)
         elif kind == SHIPPED:
-            count = note_sink(touched, count, at_heap, flights, EVENT_BYTES)
-            flights -= 1
+            count = note_tree(touched, count, at_dues, dues + berths[request], every, DUE_BYTES)
+            empty[num_empty] = berths[request]
+            num_empty += 1
             count = note(touched, count, job, rec.JOB_BYTES)
             count = note(touched, count, row + 64, 64)
             count = note(touched, count, source + 256, 192)
@@ -143,14 +153,14 @@ def lines_of(kinds, requests, sources, targets, sizes, bases, stride, touched, e
         elif kind == DECODE_START:
             count = note(touched, count, target, 256)
             count = note(touched, count, row + 80, 8)
-            count = note_tree(touched, count, at_tree, leaves, t)
+            count = note_tree(touched, count, at_tree, leaves + t, every, TREE_BYTES)
         else:
             count = note(touched, count, target, 256)
             count = note_sink(touched, count, tasks, batch[t], rec.TASK_BYTES)
             batch[t] -= 1
             count = note(touched, count, job, 64)
             count = note(touched, count, row + 40, 8)
-            count = note_tree(touched, count, at_tree, leaves, t)
+            count = note_tree(touched, count, at_tree, leaves + t, every, TREE_BYTES)
             free[num_free] = slots[request]
             num_free += 1
         if kind in (ARRIVE, FINISH):
@@ -197,20 +207,22 @@ def plan(outcomes, machines, stride):
     kinds, requests = kinds[happened], requests[happened]
     order = np.lexsort((kinds, times[kinds, requests]))
     leaves = 1 << (machines - 1).bit_length()
+    steps = np.cumsum(np.where(kinds[order] == PROMPT_START, 1, 0) - (kinds[order] == SHIPPED))
+    dues = 1 << (int(steps.max()) - 1).bit_length()
     padded = -(-machines // GROUP) * GROUP
     regions = (
         machines * rec.MACHINE_BYTES,
         count * rec.JOB_BYTES,
         count * rec.OUTCOME_BYTES,
         (machines + 1) * stride,
-        count * EVENT_BYTES,
+        2 * dues * DUE_BYTES,
         2 * leaves * TREE_BYTES,
         (BOARD_ROWS + 2) * 2 * padded * 8,
     )
     ends = np.cumsum([-(-size // 4096) * 4096 for size in regions])
     bases = tuple(int(base) for base in (0, *ends[:-1]))
     touched = np.empty(count * 400, np.int64)
-    sizes = (machines, leaves, padded, int(machines > FEW))
+    sizes = (machines, leaves, dues, padded, int(machines > FEW))
     where = outcomes.prompt_machine, outcomes.token_machine
     last = np.empty(len(order), np.int64)
     found = lines_of(kinds[order], requests[order], *where, sizes, bases, stride, touched, last)
