@@ -8,7 +8,8 @@ to their pools, no switching delay, and `--router` (the tuned index) where a pol
 policy is the name of kept weights, a bundle, or a run folder of `es` or `cem`; `ROUTER+SIZER` is the router
 of one beside the sizer of another, both also schedulers by name, and `+SIZER` the `--router` beside it.
 `POLICY@SPLIT` begins at other pools, and `POLICY@best` at the best of the cluster's splits for each workload
-and load, in hindsight on these very windows. Differences are to the first.
+and load, in hindsight on these very windows. Differences are to the first. With `--keep` figures stay in
+benchmarks/learned/kept/NAME.json, as `benchmarks.learned.validation` keeps them.
 """
 
 import argparse
@@ -30,6 +31,14 @@ from agents.scenarios import Scenario
 from agents.space import Pair
 from benchmarks.learned import weights
 from benchmarks.learned.cases import CASES, Case
+from benchmarks.learned.kept import (
+    KEPT,
+    KeptValidation,
+    command_line,
+    keep_validation,
+    revision,
+    today,
+)
 from benchmarks.learned.validation import line, measured
 from splitgym import policy, schedulers
 from splitgym.config import parse_machines
@@ -55,6 +64,7 @@ def main() -> int:
     parser.add_argument("--delay", type=float, default=0.0, help="seconds that switching pools takes")
     parser.add_argument("--router", default="index-tuned", help="routes for what only resizes")
     parser.add_argument("--latest", action="store_true", help="of run folders the latest model, not the best")
+    parser.add_argument("--keep", metavar="NAME", help="keep the figures in kept/NAME.json")
     options = parser.parse_args()
     case = CASES[options.cluster]
     loads = tuple(float(load) for load in options.loads.split(","))
@@ -65,13 +75,24 @@ def main() -> int:
         )
         at = np.array([window.load for window in windows])
         print(f"{len(windows)} validation windows", flush=True)
-        found = []
+        found, rows = [], {}
         with ThreadPoolExecutor() as threads:
             for name in options.policies:
                 found.append(results(name, windows, case, threads, options.router, options.latest))
-                print(line(name, measured(found[-1], found[0], at, loads)), flush=True)
+                rows[command_line([name])] = measured(found[-1], found[0], at, loads)
+                print(line(name, rows[command_line([name])]), flush=True)
         if len(found) > 2:
             print(line("mean of the others", measured(np.mean(found[1:], axis=0), found[0], at, loads)))
+        if options.keep:
+            kept = KeptValidation(
+                title=f"pool sizing on validation windows of {case.title}",
+                command=command_line(["python", "-m", "benchmarks.learned.validation_sizing", *sys.argv[1:]]),
+                date=today(),
+                git_revision=revision(),
+                windows=len(windows),
+                policies=rows,
+            )
+            print(keep_validation(kept, options.keep, KEPT))
     except SplitgymError as error:
         print(error, file=sys.stderr)
         return 2

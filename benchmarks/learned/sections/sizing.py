@@ -105,9 +105,8 @@ def rows_of(case: Case, delay_s: float) -> dict[str, list[Contender]]:
     own = f"-{tuned_at:g}s" if delay_s else ""
     rows[ES] = kept(f"sizing-es{own}-seed")
     rows[ES_FIRST] = kept(f"sizing-es{own}-first-seed")
-    rows[PPO] = [
-        made(folder.name, None, policy.load(folder)) for folder in weights.bundles(f"sizing-ppo{own}-seed")
-    ]
+    networks = weights.bundles(f"sizing-ppo-{delay_s:g}s-seed") or weights.bundles(f"sizing-ppo{own}-seed")
+    rows[PPO] = [made(folder.name, None, policy.load(folder)) for folder in networks]
     rows[JOINT] = kept(f"joint-es{own}-seed")
     rows[JOINT_PPO] = [
         policy.contender(folder, start, name=f"{folder.name} ({delay_s:g} s)")
@@ -178,10 +177,10 @@ def sizing(case: Case, bench: Bench) -> Section:
         f"{others.windows} of the other workloads.",
         f"Training seeds: {seeds}. Reactive and EWMA rules are tuned by CEM on the train part, for this "
         f"cluster, this router and no delay or one of {TUNED_UP_TO_S:g} s, and so are agents trained; at "
-        "longer delays those of that one are run. With no delay the tuned reactive rule has no cool-down: "
-        "taken out afterwards, which was better on validation. ES starts there; the first ES, PPO and joint "
-        "from the rule with the cool-down that CEM left. With a delay ES and joint agents start at "
-        "the rule tuned for it, which holds still.",
+        "longer delays those of that one are run, of which only PPO sizing moves: it is trained anew. "
+        "With no delay the tuned reactive rule has no cool-down: taken out, which was better on validation. "
+        "ES starts there; the first ES, PPO and joint from the rule with the cool-down that CEM left. With a "
+        "delay ES and joint agents start at the rule tuned for it, which holds still.",
         f"Static rows take the best of {len(case.splits)} splits for each workload and load on these "
         "very windows. The clairvoyant tries every split on copies of the simulation with the true requests "
         f"to come: of the next {KNOWN_S:g} s, and of the whole window where switching takes time, since a "

@@ -13,13 +13,18 @@ from benchmarks.learned.cases import CASES, Case
 from benchmarks.learned.measure import Bench, measure
 from benchmarks.learned.page import Section, Table
 from benchmarks.learned.sections.sizing import (
+    BESIDE,
     ES,
+    INDEX_CONFINED,
     JOINT,
+    JOINT_PPO,
     PPO,
     REACTIVE,
     ROUTER,
+    RULE_BESIDE,
     SHIFTING,
     STATIC,
+    STATIC_BESIDE,
     Results,
     goodput_table,
     kept_rows,
@@ -30,27 +35,41 @@ from benchmarks.learned.statistics import estimate, improvement
 WINDOWS = 64
 ES_ON = "ES sizing, trained on under heavier loads"
 REACTIVE_HEAVY = "reactive, tuned under heavier loads"
-ROWS = (STATIC, REACTIVE, REACTIVE_HEAVY, ES, ES_ON, PPO, JOINT)
-LEARNED, OTHERS = (ES_ON, ES, PPO, JOINT), (STATIC, REACTIVE, REACTIVE_HEAVY)
+ES_ON_BESIDE = f"{ES_ON}, beside {BESIDE}"
+JOINT_ON = "ES joint, trained under heavier loads"
+JOINTS = (JOINT, JOINT_ON, JOINT_PPO)
+ROUTED = (STATIC_BESIDE, INDEX_CONFINED, RULE_BESIDE, ES_ON_BESIDE, *JOINTS)
+"""Rows with another router than the others."""
+ROWS = (STATIC, REACTIVE, REACTIVE_HEAVY, ES, ES_ON, PPO, *ROUTED)
+LEARNED, OTHERS = (ES_ON, ES, PPO, *JOINTS), (STATIC, REACTIVE, REACTIVE_HEAVY)
 CLAIMED = {"sizing": ES_ON, "ppo_sizing": PPO, "joint": JOINT}
 AGAINST = {"static": STATIC, "reactive": REACTIVE, "reactive_heavy": REACTIVE_HEAVY}
+ROUTED_TOO = {"static_pretrained": STATIC_BESIDE, "reactive_pretrained": RULE_BESIDE}
+"""Joint agents are compared with these as well: what of them is another router alone?"""
 
 
 def sizing_windows(case: Case, bench: Bench, windows: int = WINDOWS) -> Section:
     """The section of one cluster."""
     shifting = replace(case, workloads=(SHIFTING,), windows=windows)
     there = rows_of(case, 0.0)
-    own = {ES_ON: "sizing-es-heavy-seed", REACTIVE_HEAVY: f"sizing-reactive-heavy-{case.name}"}
+    own = {
+        ES_ON: "sizing-es-heavy-seed",
+        REACTIVE_HEAVY: f"sizing-reactive-heavy-{case.name}",
+        JOINT_ON: "joint-es-heavy-seed",
+    }
     for row, prefix in own.items():
         there[row] = kept_rows(case, 0.0, prefix)
+    router = there[RULE_BESIDE][0].routing
+    there[ES_ON_BESIDE] = [replace(e, name=f"{e.name}, residual", routing=router) for e in there[ES_ON]]
     rows = {row: there[row] for row in ROWS if there.get(row)}
     runs = measure(shifting, [entrant for found in rows.values() for entrant in found], bench)
     found = Results(runs, rows)
     seeds = ", ".join(f"{row} {found.seeds[row]}" for row in LEARNED if row in rows)
     text = (
         f"{case.title}, {case.model}, as in the section before with no switching delay, but on {windows} "
-        f"windows a load for all policies that claims are about. {ROUTER} routes, except that "
-        f"the joint agent does itself. Training seeds: {seeds}.",
+        f"windows a load for all policies that claims are about. {ROUTER} routes, except that joint agents "
+        f"do so themselves, {BESIDE} where it says so, and the index tuned for these pools in its row. "
+        f"Training seeds: {seeds}.",
         f"{ES_ON}: each seed goes on where the same seed of the row above it stopped, in three runs at loads "
         "of .85 to 1.5, .65 to 1.4 and .8 to 1.35, two thirds of the scenarios under the shifting load, with "
         f"goodput alone as fitness. {REACTIVE_HEAVY}: by CEM on the shifting load at .65 to 1.4. The test "
@@ -62,14 +81,14 @@ def sizing_windows(case: Case, bench: Bench, windows: int = WINDOWS) -> Section:
 
 
 def _differences(found: Results) -> Table:
+    pairs = [(ours, theirs) for ours in LEARNED for theirs in OTHERS]
+    pairs += [(ours, theirs) for ours in (ES_ON_BESIDE, *JOINTS) for theirs in (STATIC_BESIDE, RULE_BESIDE)]
+    pairs += [(ours, ES_ON_BESIDE) for ours in JOINTS] + [(JOINT_ON, JOINT), (JOINT_PPO, JOINT)]
     rows = []
-    for ours in LEARNED:
-        for theirs in OTHERS:
-            if ours in found.rows and theirs in found.rows:
-                difference = found.of(ours) - found.of(theirs)
-                rows.append(
-                    (ours, theirs, estimate(difference).signed, str(estimate(difference, improvement)))
-                )
+    for ours, theirs in pairs:
+        if ours in found.rows and theirs in found.rows:
+            difference = found.of(ours) - found.of(theirs)
+            rows.append((ours, theirs, estimate(difference).signed, str(estimate(difference, improvement))))
     columns = ("policy", "against", "goodput", "P(better) on a window")
     return Table("Differences under the shifting load, mean over loads", columns, tuple(rows))
 
@@ -78,7 +97,8 @@ def claims(found: Results) -> dict[str, float]:
     """Differences without a delay; nothing where a policy is missing."""
     claimed: dict[str, float] = {}
     for prefix, ours in CLAIMED.items():
-        for name, theirs in AGAINST.items():
+        against = AGAINST | (ROUTED_TOO if ours in JOINTS else {})
+        for name, theirs in against.items():
             if ours in found.rows and theirs in found.rows:
                 whole = estimate(found.of(ours) - found.of(theirs))
                 key = f"{prefix}.goodput_over_{name}"
