@@ -33,9 +33,10 @@ SIZING = {"mp, reactive sizing": "splitwise+reactive", "mp, EWMA sizing": "split
 AGENTS = {
     PRETRAINED_ROUTING: (PRETRAINED_ROUTING, False),
     "ES sizing": ("pretrained:sizing", True),
-    "joint": ("pretrained:joint", True),
+    "joint": ("pretrained:joint-steady", True),
 }
-"""Bundles or run folders that take part where they are there, and whether they need the default split."""
+"""Bundles or run folders that take part where they are there, and whether they need the default split. The
+newer `pretrained:joint` is in the sections of pool sizing."""
 
 
 PPO, PPO_ON = "PPO on the residual", "8h"

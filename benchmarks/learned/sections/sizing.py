@@ -33,8 +33,9 @@ STATIC, PAPER = "best static split in hindsight", "mp, best static split in hind
 REACTIVE, EWMA = "reactive, tuned", "EWMA, tuned"
 FIRST, ES_FIRST = "reactive, as CEM left it", "ES sizing from that rule"
 ES, PPO, JOINT = "ES sizing", "PPO sizing", "ES joint"
-JOINT_PPO = "PPO joint"
-LEARNED = (ES, PPO, JOINT, JOINT_PPO)
+JOINT_ON, JOINT_PPO = "ES joint, trained under heavier loads", "PPO joint"
+JOINTS = (JOINT, JOINT_ON, JOINT_PPO)
+LEARNED = (ES, PPO, *JOINTS)
 BESIDE = "pretrained:routing"
 """Routes in the rows that say so, beside what the tuned index has beside it elsewhere."""
 STATIC_BESIDE = f"best static split in hindsight, beside {BESIDE}"
@@ -108,6 +109,7 @@ def rows_of(case: Case, delay_s: float) -> dict[str, list[Contender]]:
     networks = weights.bundles(f"sizing-ppo-{delay_s:g}s-seed") or weights.bundles(f"sizing-ppo{own}-seed")
     rows[PPO] = [made(folder.name, None, policy.load(folder)) for folder in networks]
     rows[JOINT] = kept(f"joint-es{own}-seed")
+    rows[JOINT_ON] = kept(f"joint-es{own}-heavy-seed")
     rows[JOINT_PPO] = [
         policy.contender(folder, start, name=f"{folder.name} ({delay_s:g} s)")
         for folder in weights.bundles(f"joint-ppo{own}-seed")
@@ -180,7 +182,8 @@ def sizing(case: Case, bench: Bench) -> Section:
         "longer delays those of that one are run, of which only PPO sizing moves: it is trained anew. "
         "With no delay the tuned reactive rule has no cool-down: taken out, which was better on validation. "
         "ES starts there; the first ES, PPO and joint from the rule with the cool-down that CEM left. With a "
-        "delay ES and joint agents start at the rule tuned for it, which holds still.",
+        "delay ES and joint agents start at the rule tuned for it, which holds still. "
+        f'"{JOINT_ON}": see the next section.',
         f"Static rows take the best of {len(case.splits)} splits for each workload and load on these "
         "very windows. The clairvoyant tries every split on copies of the simulation with the true requests "
         f"to come: of the next {KNOWN_S:g} s, and of the whole window where switching takes time, since a "
@@ -209,8 +212,8 @@ def goodput_table(found: Results, delay_s: float) -> Table:
 def differences_table(found: dict[float, Results]) -> Table:
     """Of what learns, and of the clairvoyant, to what does not, by delay."""
     pairs = [(a, b) for a in (*LEARNED, CLAIRVOYANT) for b in (STATIC, PAPER, REACTIVE, EWMA)]
-    pairs += [(ours, theirs) for ours in (JOINT, JOINT_PPO) for theirs in (STATIC_BESIDE, INDEX_CONFINED)]
-    pairs += [(JOINT, RULE_BESIDE), (ES_BESIDE, RULE_BESIDE), (JOINT_PPO, RULE_BESIDE), (JOINT_PPO, JOINT)]
+    pairs += [(ours, theirs) for ours in JOINTS for theirs in (STATIC_BESIDE, INDEX_CONFINED)]
+    pairs += [(ours, RULE_BESIDE) for ours in (*JOINTS, ES_BESIDE)] + [(JOINT_ON, JOINT), (JOINT_PPO, JOINT)]
     pairs += [(STATIC_BESIDE, STATIC), (INDEX_CONFINED, STATIC)]
     rows = []
     for delay, results in found.items():
