@@ -266,7 +266,7 @@ def test_pool_sizing_is_compared_by_delay_with_rules_splits_and_a_bound(
     table = {row[0]: float(row[-1]) for row in made.tables[0].rows}
     assert {sizing.STATIC, sizing.REACTIVE, sizing.ES, sizing.PPO, sizing.CLAIRVOYANT} <= table.keys()
     late = {row[0]: float(row[-1]) for row in made.tables[1].rows}
-    assert {sizing.STATIC_BESIDE, sizing.RULE_BESIDE} <= late.keys()
+    assert {sizing.STATIC_BESIDE, sizing.RULE_BESIDE, sizing.INDEX_CONFINED, sizing.JOINT} <= late.keys()
     assert made.claims["sizing.goodput_over_static.delay_5s"] == pytest.approx(
         late[sizing.ES] - late[sizing.STATIC], abs=1e-3
     )

@@ -179,10 +179,10 @@ def sizing(case: Case, bench: Bench) -> Section:
         f"{others.windows} of the other workloads.",
         f"Training seeds: {seeds}. Reactive and EWMA rules are tuned by CEM on the train part, for this "
         f"cluster, this router and no delay or one of {TUNED_UP_TO_S:g} s, and so are agents trained; at "
-        "longer delays those of that one are run, of which only PPO sizing moves: it is trained anew. "
+        "longer delays those of that one are run; PPO sizing, which alone moves much there, is trained anew. "
         "With no delay the tuned reactive rule has no cool-down: taken out, which was better on validation. "
         "ES starts there; the first ES, PPO and joint from the rule with the cool-down that CEM left. With a "
-        "delay ES and joint agents start at the rule tuned for it, which holds still. "
+        "delay ES and joint agents start at the rule tuned for it, which holds still up to heavy overload. "
         f'"{JOINT_ON}": see the next section.',
         f"Static rows take the best of {len(case.splits)} splits for each workload and load on these "
         "very windows. The clairvoyant tries every split on copies of the simulation with the true requests "
