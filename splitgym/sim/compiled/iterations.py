@@ -89,6 +89,7 @@ def begin_prompts(sim, machine, prompts, prompt_tokens, aged):
     machine.decodes = decodes
     machine.iteration_tokens = prompt_tokens
     machine.iteration_prompts = prompts
+    lead(sim, machine, machine.current_head)
     begin_iteration(sim, machine, length)
 
 

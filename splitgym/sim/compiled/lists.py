@@ -91,30 +91,25 @@ def first_end(sim):
 
 
 BESIDE_BITS = 4
-"""There are so many levels of the tree below the one at which `next_ends` begins."""
+"""There are so many levels of the tree below the one at which `runner_up` begins."""
 
 
 @compiled
-def next_ends(sim, m):
-    """The machine whose iteration ends first but for machine m, which is the first, and one of the next ones.
+def runner_up(sim, m):
+    """The machine whose iteration ends first but for machine m, which is the first, and those beside it.
 
-    The next one but for a neighbour of the second in the tree, that is: what is wanted is a good guess.
-    So the machines beside m are not looked at, either.
+    What is wanted is a good guess, so the machines beside m are not looked at.
     """
     tree, place = sim.tree, (sim.num_leaves + m) >> BESIDE_BITS
-    least = second = FAR
-    best = after = place
+    least, best = FAR, place
     while place > 1:
         sibling = place ^ 1
         other = long_at(tree, sibling)
-        # All bits where it is sooner than these.
-        first, among = opaque((other - least) >> 63), opaque((other - second) >> 63)
-        second += (other + ((least - other) & first) - second) & among
-        after += (sibling + ((best - sibling) & first) - after) & among
-        least += (other - least) & first
-        best += (sibling - best) & first
+        sooner = opaque((other - least) >> 63)
+        least += (other - least) & sooner
+        best += (sibling - best) & sooner
         place >>= 1
-    return np.int64(short_at(sim.tree_machines, best)), np.int64(short_at(sim.tree_machines, after))
+    return np.int64(short_at(sim.tree_machines, best))
 
 
 # ---- machines to start ------------------------------------------------------------------------------------

@@ -122,8 +122,7 @@ def step(sim):
     if ends <= min(time, due.time):
         m = first_end(sim)
         if sim.large:
-            following, later = next_ends(sim, m)
-            fetch_iteration(sim, following, later)
+            fetch_iteration(sim, runner_up(sim, m))
         pass_time(sim, ends, ITERATION_KEY | m)
         iteration_ends(sim, machine_at(sim, m))
     elif due.time <= time:

@@ -158,7 +158,7 @@ HEAD = np.dtype(
             (LONG, "timeline_rows log_rows log_margin num_types num_knots num_batches"),
             (LONG, "num_params num_sizing_params"),
             # Addresses.
-            (LONG, "machines jobs batches heap dues berths tree tree_machines next_ends"),
+            (LONG, "machines jobs batches heap dues berths leads tree tree_machines next_ends"),
             (LONG, "wake_list touched_list reached"),
             (LONG, "arrivals prompts outputs limits outcomes rows order timeline log watts"),
             (LONG, "view_longs view_reals view_flags clock_at mean_output_at counters_at"),
@@ -270,15 +270,17 @@ def fetch_row(sim, row):
 
 
 @compiled
-def fetch_iteration(sim, first, second):
-    """Have at hand soon what the end of the first machine's iteration needs, and later the second one's.
+def lead(sim, machine, slot):
+    """The iteration that a machine begins ends for this request first: a hint to fetch ahead."""
+    if sim.large:
+        put_short(sim.leads, machine.index, slot)
 
-    A machine is there to be read when it comes first. Where it has no request, what is fetched is nothing.
-    """
-    fetch_alone(sim, first)
-    fetch_machine(sim, second)
-    machine = machine_at(sim, first)
-    fetch_job(sim, task_at(batch_of(sim, first), 0).slot if machine.batch else machine.current_head)
+
+@compiled
+def fetch_iteration(sim, m):
+    """Have at hand soon what the end of machine m's iteration needs."""
+    fetch_machine(sim, m)
+    fetch_job(sim, short_at(sim.leads, m))
 
 
 @compiled

@@ -23,6 +23,7 @@ def begin_tokens(sim, machine):
     count = 1  # a prompt that does not wait for memory is for the next iteration
     if head == NONE or job_at(sim, head).waiting:
         count = first_last(sim, machine) - machine.iterations
+    lead(sim, machine, task_at(batch_of(sim, machine.index), 0).slot)
     first_decodes(sim, machine)
     begin_run(sim, machine, machine.batch, machine.batch_context, count)
 

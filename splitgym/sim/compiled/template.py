@@ -170,6 +170,7 @@ class Template:
             "tree": np.full(2 * leaves, st.FAR, np.int64),
             "tree_machines": first.astype(rec.SHORT),
             "next_ends": np.full(count, st.FAR, np.int64),
+            "leads": np.zeros(count, rec.SHORT),
             "touched_list": np.zeros(count, rec.SHORT),
             "wake_list": np.zeros(count, rec.SHORT),
             "reached": np.zeros(count, rec.SHORT),
