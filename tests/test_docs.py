@@ -157,6 +157,8 @@ QUOTED = {
     "routing.goodput_over_mp_oracle.8h": ".33",
     "routing.goodput_over_tuned.4h4a": ".15",
     "routing.goodput_over_mp_oracle.4h4a": ".31",
+    "joint.goodput_over_static_tuned": ".20",
+    "joint.goodput_over_reactive_heavy_pretrained": ".06",
 }
 """What the README says of learning, by the benchmark's claims."""
 
