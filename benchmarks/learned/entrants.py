@@ -33,10 +33,9 @@ SIZING = {"mp, reactive sizing": "splitwise+reactive", "mp, EWMA sizing": "split
 AGENTS = {
     PRETRAINED_ROUTING: (PRETRAINED_ROUTING, False),
     "ES sizing": ("pretrained:sizing", True),
-    "joint": ("pretrained:joint-steady", True),
+    "joint": ("pretrained:joint", True),
 }
-"""Bundles or run folders that take part where they are there, and whether they need the default split. The
-newer `pretrained:joint` is in the sections of pool sizing."""
+"""Bundles or run folders that take part where they are there, and whether they need the default split."""
 
 
 PPO, PPO_ON = "PPO on the residual", "8h"
