@@ -106,8 +106,9 @@ def train(
     for text in set_ or ():
         set_field(fields, text)
     made = resolve(fields, "the options" if config is None else f"{config} and the options")
-    if ray and made.algo in EVOLVED:
-        raise ConfigError(f"--ray: {made.algo} runs in threads of one machine; leave it out")
+    if made.learner.vec != "in-process" and made.algo in EVOLVED:
+        named = "--ray" if ray else f"learner.vec: {made.learner.vec}"
+        raise ConfigError(f"{named}: {made.algo} runs in threads of one machine; leave it out")
     where = run_dir or Path("runs") / f"{made.env}-{made.algo}-{time.strftime('%Y%m%d-%H%M%S')}"
     _say(training.train(made, where, show=not quiet))
 

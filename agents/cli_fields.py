@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from splitgym.config import ClusterConfig, load_yaml, parse_machines, to_mapping
+from splitgym.config import ClusterConfig, load_yaml, parse_machines, read_yaml, to_mapping
 from splitgym.errors import ConfigError
 
 
@@ -15,25 +15,11 @@ def first_fields(
     Raises:
         ConfigError: a file that cannot be read, or holds no mapping.
     """
-    fields = _from_file(config)
+    fields = {} if config is None else read_yaml(config)
     for key, value in (("algo", algo), ("env", env), ("steps", steps), ("seed", seed)):
         if value not in ("", None):
             fields[key] = value
     return fields
-
-
-def _from_file(path: Path | None) -> dict[str, Any]:
-    import yaml
-
-    if path is None:
-        return {}
-    try:
-        fields = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML ({error})") from None
-    if not isinstance(fields, dict):
-        raise ConfigError(f"{path}: expected a mapping of fields")
-    return dict(fields)
 
 
 def cluster_fields(machines: str, model: str, file: Path | None) -> dict[str, Any]:

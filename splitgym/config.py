@@ -220,13 +220,26 @@ def load_yaml(kind: type[T], path: str | Path) -> T:
     Raises:
         ConfigError: the file is missing, no mapping, or does not validate.
     """
+    return from_mapping(kind, read_yaml(path), str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The fields of a YAML file.
+
+    Raises:
+        ConfigError: the file is missing or no mapping.
+    """
     try:
         data = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (UnicodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({error})") from None
+    if data is None:
+        raise ConfigError(f"{path}: is empty; expected a mapping of fields")
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping of fields, found {type(data).__name__}")
-    return from_mapping(kind, data, str(path))
+    return data
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
