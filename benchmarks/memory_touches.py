@@ -89,6 +89,14 @@ def note_board(touched, count, start, padded, bounds, m):
 
 
 @numba.njit
+def take(free, num_free, used):
+    """(place, free places left, places ever used): the place that was freed last, else a fresh one."""
+    if num_free:
+        return free[num_free - 1], num_free - 1, used
+    return used, 0, used + 1
+
+
+@numba.njit
 def lines_of(kinds, requests, sources, targets, sizes, bases, stride, touched, ends):
     """Fill the lines that the events touch, in order, and where each event's end; returns how many."""
     machines, leaves, dues, padded, bounds = sizes
@@ -102,12 +110,7 @@ def lines_of(kinds, requests, sources, targets, sizes, bases, stride, touched, e
         kind, request = kinds[i], requests[i]
         p, t = sources[request], targets[request]
         if kind == ARRIVE:
-            if num_free:
-                num_free -= 1
-                slots[request] = free[num_free]
-            else:
-                slots[request] = used
-                used += 1
+            slots[request], num_free, used = take(free, num_free, used)
         job = at_jobs + rec.JOB_BYTES * slots[request]
         row = at_rows + rec.OUTCOME_BYTES * request
         source, target = at_machines + rec.MACHINE_BYTES * p, at_machines + rec.MACHINE_BYTES * t
@@ -126,12 +129,7 @@ def lines_of(kinds, requests, sources, targets, sizes, bases, stride, touched, e
             count = note(touched, count, row, 64)
             count = note(touched, count, target, rec.MACHINE_BYTES)
             count = note_tree(touched, count, at_tree, leaves + p, every, TREE_BYTES)
-            if num_empty:
-                num_empty -= 1
-                berths[request] = empty[num_empty]
-            else:
-                berths[request] = flights
-                flights += 1
+            berths[request], num_empty, flights = take(empty, num_empty, flights)
             count = note_tree(touched, count, at_dues, dues + berths[request], PLANNED, DUE_BYTES)
         elif kind == PROMPT_END:
             count = note(touched, count, source, rec.MACHINE_BYTES)
